@@ -1,0 +1,576 @@
+"""The nouns: one frozen dataclass for every thing that flows through the pipeline, in pipeline order.
+
+Units stand in the names, SI inside (``_s`` seconds, ``_j`` joules, ``_w`` watts, ``_bytes``); the few fields in the
+field's own units say so (``_pct``, ``_m`` millions, ``_g`` billions). Knows no files, no clocks, no devices, and
+imports the standard library only, so that a board can read it. ``encode``/``decode`` turn any record into plain
+JSON values and back.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import hashlib
+import json
+import sys
+import types
+import typing
+import zlib
+from array import array
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar, Union
+
+Grade = Literal["A", "B", "C", "D"]  # measurement.md 1.8: A calibrated analyser … D model, an estimate
+Precision = Literal["fp32", "fp16", "bf16", "int8"]
+Severity = Literal["note", "warn", "reject"]
+R = TypeVar("R")
+if typing.TYPE_CHECKING:
+    Floats = array[float]  # float64 samples
+else:
+    Floats = array  # not subscriptable before Python 3.12
+
+
+def floats(values: typing.Iterable[float] = ()) -> Floats:
+    """Float64 samples in the one container that both the standard library and numpy read without a copy."""
+    return array("d", values)
+
+
+@dataclass(frozen=True, slots=True)
+class Caveat:
+    """A doubt about a result: what was seen, why it matters, what to do. ``caveats.caveat`` makes them."""
+
+    code: str
+    seen: str
+    why: str
+    advice: str
+    severity: Severity = "warn"
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A value and its 95 % interval over ``n`` independent repeats; no bounds where none can be claimed (grade D, n < 2)."""
+
+    value: float
+    low: float | None
+    high: float | None
+    n: int
+
+
+# ---------------------------------------------------------------- the catalog and stage 1
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """What a model's authors or timm's results table state; ``source`` says who."""
+
+    top1_pct: float | None
+    params_m: float | None
+    macs_g: float | None
+    source: str
+    top5_pct: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Preprocessing:
+    """How an image becomes a network's input: resize the short side to size / crop_pct, centre-crop, (x/255 - mean)/std."""
+
+    input_size: tuple[int, int, int]  # (C, H, W)
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    interpolation: str = "bicubic"
+    crop_pct: float = 0.875
+    crop_mode: str = "center"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """A row of the catalog, or a user's own model. ``builder`` is the grammar's spelling of what makes the module."""
+
+    name: str
+    family: str
+    builder: str  # 'timm(name="levit_conv_192.fb_dist_in1k")' or 'custom(target="module:function")'
+    preprocessing: Preprocessing
+    num_classes: int = 1000
+    dataset: str = "imagenet-1k"
+    licence: str = "unknown"
+    published: Published | None = None
+    pools: tuple[str, ...] = ()
+    aliases: tuple[str, ...] = ()
+    plain: str = ""  # for a distilled model: the catalog name of the same network trained without a teacher
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Counted from the built network at batch 1. One MAC is one multiply-add; activations are the counted ops' outputs."""
+
+    params: int
+    macs: int
+    activation_bytes: int
+    input_size: tuple[int, int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Screened:
+    """A candidate after stage 1. ``reason`` says why it was rejected, and is empty where it was kept."""
+
+    name: str
+    top1_pct: float | None
+    params_m: float | None
+    macs_g: float | None
+    netscore: float | None
+    kept: bool
+    reason: str
+    counted: bool = False  # params and MACs counted from the built model, not published
+
+
+@dataclass(frozen=True, slots=True)
+class Accuracy:
+    """A top-1 as a fraction, and where it comes from: ``published`` figures and ``measured`` ones are never mixed unlabelled."""
+
+    dataset: str
+    split: str
+    value: float
+    kind: Literal["published", "measured"]
+    source: str
+    n: int | None = None
+    low: float | None = None
+    high: float | None = None
+    seeds: int | None = None
+
+
+# ---------------------------------------------------------------- variants and artifacts
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """A network that can be compiled: a spec, the recipe that changed it, and the identity of its weights."""
+
+    spec: ModelSpec
+    weights: str  # "pretrained", "random" or "file"
+    weights_id: str  # what determines the weights: a sha256, or seed and initialisation version for random ones
+    recipe: str = ""
+    seed: int = 0
+
+    @property
+    def label(self) -> str:
+        return f"{self.spec.name} | {self.recipe}" if self.recipe else self.spec.name
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclass(frozen=True, slots=True)
+class Parity:
+    """The compiled file against the float32 network on ``n`` real images, on logits (n, K)."""
+
+    n: int
+    max_abs: float
+    max_rel: float  # max over images of ||compiled - eager|| / ||eager||
+    top1_agreement: float  # fraction of images
+    reference_rms: float  # the reference logits' root mean square: parity of vanishing outputs proves nothing
+
+
+@dataclass(frozen=True, slots=True)
+class ArtifactFile:
+    name: str
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class SessionInfo:
+    """What a runtime says of itself after loading: read back, never assumed."""
+
+    precision: str
+    providers: tuple[str, ...]
+    runtime: str  # "onnxruntime 1.31.1"
+    threads: int
+    inputs: tuple[TensorInfo, ...] = ()
+    outputs: tuple[TensorInfo, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """A compiled file and its manifest. ``sha256`` is over the files' names and hashes; ``folder`` is where it lies now."""
+
+    sha256: str
+    variant: Variant
+    backend: str  # canonical spelling
+    precision: str  # asked for
+    batch: int
+    files: tuple[ArtifactFile, ...]
+    toolchain: Mapping[str, str]
+    info: SessionInfo
+    parity: Parity | None
+    caveats: tuple[Caveat, ...] = ()
+    build_key: str = ""
+    folder: str = ""
+
+    @property
+    def bytes(self) -> int:
+        return sum(file.bytes for file in self.files)
+
+    @property
+    def label(self) -> str:
+        return f"{self.variant.label} @ {self.backend}"
+
+
+# ---------------------------------------------------------------- measuring
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """What is asked of a session. ``end_to_end`` puts preprocessing inside the window."""
+
+    scenario: Literal["single_stream", "offline"] = "single_stream"
+    batch: int = 1
+    end_to_end: bool = False
+    images: str = "photos(n=32)"
+    images_sha256: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Protocol:
+    """The numbers of measurement.md 1, as one named profile. ``images`` fixes the window by count, as E3P does, not by time."""
+
+    name: str
+    warmup_s: float
+    warmup_inferences: int
+    warmup_cap_s: float
+    idle_s: float  # before and after, each
+    window_s: float
+    window_inferences: int  # at least
+    repeats_min: int
+    repeats_max: int
+    latency_half_width: float  # relative, of the median's interval over repeats: stop when met
+    energy_half_width: float
+    cooldown_s: float = 0.0
+    images: int | None = None
+    sensor_windows: float = 0.0  # the window lasts at least this many times the sensor's update or averaging time
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    name: str
+    cpu: str
+    arch: str
+    cores: int
+    memory_bytes: int
+    system: str
+    accelerator: str = ""
+    power_mode: str = ""
+    governor: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """What must be equal before two trials may be compared (``fingerprint`` is its hash) and what was merely observed."""
+
+    device: Device
+    threads: int
+    runtime: str
+    versions: Mapping[str, str]
+    fingerprint: str
+    observed: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """One rail's raw samples. ``times_s`` count on ``clock_id``; add ``offset_s`` for the trial's own clock."""
+
+    rail: str
+    quantity: Literal["energy_j", "power_w"]
+    times_s: Floats
+    values: Floats
+    source: str  # the meter, canonical spelling
+    grade: Grade
+    scope: str  # wall, board-in, module-in, SoC, package, gpu, process, …
+    period_s: float
+    averaging_s: float = 0.0
+    clock_id: str = "monotonic"
+    offset_s: float = 0.0
+    offset_uncertainty_s: float = 0.0
+    total: bool = True  # this rail is one of those that add up to the whole
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    name: Literal["load", "first", "warmup", "idle_before", "window", "idle_after"]
+    start_s: float
+    stop_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One piece of work for the agent: ``outputs`` (what the session computes on some images) or ``measure`` (one trial)."""
+
+    action: Literal["outputs", "measure"]
+    artifact: str  # folder that holds manifest.json
+    images: str  # .npy, uint8 (N, C, H, W)
+    workload: Workload
+    threads: int
+    key: str = ""
+    protocol: Protocol | None = None
+    meter: str = ""
+    repeat: int = 0
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """The answer to an ``outputs`` job: logits (N, K), row by row, and what the runtime says of itself."""
+
+    logits: Floats
+    shape: tuple[int, int]
+    info: SessionInfo
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One repeat in one fresh process: raw, no statistic. Stored the moment it exists, never changed."""
+
+    key: str
+    artifact_sha256: str
+    workload: Workload
+    protocol: Protocol
+    meter: str
+    repeat: int
+    environment: Environment
+    started_at: float  # unix time
+    phases: tuple[Phase, ...]
+    latencies_s: Floats  # one per inference (a batch is one inference)
+    load_s: float
+    first_inference_s: float
+    peak_memory_bytes: int
+    traces: tuple[Trace, ...] = ()
+    caveats: tuple[Caveat, ...] = ()
+
+    def phase(self, name: str) -> Phase | None:
+        return next((phase for phase in self.phases if phase.name == name), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """Derived from one artifact's trials, and recomputable from them at any time. Energies are per image."""
+
+    variant: str
+    model: str
+    backend: str
+    precision: str  # read back
+    weights: str
+    artifact_sha256: str
+    workload: Workload
+    protocol: str
+    device: str
+    fingerprint: str
+    meter: str
+    grade: Grade
+    scope: str
+    latency_s: Interval  # median of the inferences, per inference
+    p90_s: float
+    p99_s: float | None  # needs 1000 inferences
+    throughput_ips: Interval  # images per second
+    power_w: Interval | None
+    energy_j: Interval | None  # gross
+    net_energy_j: Interval | None  # above idle
+    idle_w: float | None
+    first_inference_s: float
+    load_s: float
+    peak_memory_bytes: int
+    artifact_bytes: int
+    inferences_per_wh: float | None  # images per watt-hour, gross
+    repeats: int
+    inferences: int
+    accuracy: Accuracy | None = None
+    caveats: tuple[Caveat, ...] = ()
+
+
+# ---------------------------------------------------------------- ranking
+
+
+@dataclass(frozen=True, slots=True)
+class RankRow:
+    """One line of a ranking. ``rank`` 1 is best; 0 where the metric could not be computed (``note`` says why)."""
+
+    model: str
+    rank: int
+    top1_pct: float | None
+    accuracy: str  # "published" or "measured"
+    energy_mj: Interval
+    latency_ms: Interval | None
+    power_w: Interval | None
+    sam: Interval | None
+    efficiency_pct_per_mj: Interval | None
+    pareto_energy: bool
+    pareto_latency: bool | None
+    saved_pct: float | None = None  # energy saved against the baseline
+    netscore: float | None = None
+    params_m: float | None = None
+    macs_g: float | None = None
+    weights: str = ""
+    note: str = ""
+    artifact_sha256: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """Kendall's tau-b between a stage-1 figure and a stage-2 figure over ``n`` models."""
+
+    stage1: str
+    stage2: str
+    tau: float | None
+    n: int
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A distilled model beside its plain twin: distilled over plain."""
+
+    distilled: str
+    plain: str
+    energy_ratio: float
+    delta_sam: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """Models on one data set, device, workload, grade and scope, best first."""
+
+    title: str
+    metric: str
+    a: float
+    b: float
+    dataset: str
+    device: str
+    workload: str
+    protocol: str
+    grade: str
+    scope: str
+    meter: str
+    rows: tuple[RankRow, ...]
+    baseline: str = ""
+    agreements: tuple[Agreement, ...] = ()
+    pairs: tuple[Pair, ...] = ()
+    caveats: tuple[Caveat, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A variant that could not go on: which stage, and one sentence. The rest of the study goes on."""
+
+    variant: str
+    backend: str
+    stage: str
+    reason: str
+
+
+# ---------------------------------------------------------------- plain values in and out
+
+
+def encode(value: Any) -> Any:
+    """A record (or a tuple, mapping or scalar of records) as JSON values; float arrays as compressed base64."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: encode(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, array):
+        packed = base64.b64encode(pack_floats(value)).decode("ascii")
+        return {"float64": packed, "n": len(value)}
+    if isinstance(value, Mapping):
+        return {str(key): encode(item) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [encode(item) for item in value]
+    return value
+
+
+def decode(cls: type[R], value: Any) -> R:
+    """The record that ``encode`` made the JSON values of.
+
+    Raises ValueError where a field is missing, unknown or of another type: a file from another version is refused, not guessed.
+    """
+    return typing.cast(R, _decode(cls, value, cls.__name__))
+
+
+def pack_floats(values: Floats) -> bytes:
+    """Float64 little-endian, zlib. Where a trace goes into a blob."""
+    ordered = array("d", values)
+    if sys.byteorder != "little":
+        ordered.byteswap()
+    return zlib.compress(ordered.tobytes(), 6)
+
+
+def unpack_floats(packed: bytes) -> Floats:
+    """The inverse of ``pack_floats``. Raises ValueError on damaged bytes."""
+    values = array("d")
+    try:
+        values.frombytes(zlib.decompress(packed))
+    except zlib.error as error:
+        raise ValueError(f"damaged sample block: {error}") from error
+    if sys.byteorder != "little":
+        values.byteswap()
+    return values
+
+
+def digest(value: Any) -> str:
+    """Sha256 of a record's canonical JSON: equal records, equal digest, whatever the order of the keys."""
+    canonical = json.dumps(encode(value), sort_keys=True, separators=(",", ":"), allow_nan=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _decode(hint: Any, value: Any, where: str) -> Any:
+    if hint is Any:
+        return value
+    origin = typing.get_origin(hint)
+    if origin in (Union, types.UnionType):
+        options = typing.get_args(hint)
+        if value is None and type(None) in options:
+            return None
+        return _decode(next(option for option in options if option is not type(None)), value, where)
+    if origin is Literal:
+        if value not in typing.get_args(hint):
+            raise ValueError(f"{where}: {value!r} is not one of {', '.join(map(str, typing.get_args(hint)))}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise ValueError(f"{where}: expected a list, found {type(value).__name__}")
+        items = typing.get_args(hint)
+        if len(items) == 2 and items[1] is Ellipsis:
+            return tuple(_decode(items[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+        if len(items) != len(value):
+            raise ValueError(f"{where}: expected {len(items)} values, found {len(value)}")
+        return tuple(_decode(kind, item, f"{where}[{i}]") for i, (kind, item) in enumerate(zip(items, value, strict=True)))
+    if hint is array:
+        if not isinstance(value, Mapping) or "float64" not in value:
+            raise ValueError(f"{where}: expected a block of samples")
+        samples = unpack_floats(base64.b64decode(value["float64"]))
+        if len(samples) != value.get("n", len(samples)):
+            raise ValueError(f"{where}: {len(samples)} samples where {value['n']} were written")
+        return samples
+    if origin is not None and issubclass(origin, Mapping):
+        if not isinstance(value, Mapping):
+            raise ValueError(f"{where}: expected a table, found {type(value).__name__}")
+        kind = typing.get_args(hint)[1]
+        return {str(key): _decode(kind, item, f"{where}.{key}") for key, item in value.items()}
+    if dataclasses.is_dataclass(hint):
+        return _decode_record(hint, value, where)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
+        raise ValueError(f"{where}: expected {hint.__name__}, found {type(value).__name__} {value!r}")
+    return value
+
+
+def _decode_record(cls: Any, value: Any, where: str) -> Any:
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{where}: expected a table, found {type(value).__name__}")
+    hints = typing.get_type_hints(cls)
+    names = {f.name for f in dataclasses.fields(cls)}
+    if unknown := sorted(set(value) - names):
+        raise ValueError(f"{where}: unknown field {', '.join(unknown)}")
+    required = {f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING}
+    if missing := sorted(required - set(value)):
+        raise ValueError(f"{where}: missing field {', '.join(missing)}")
+    return cls(**{name: _decode(hints[name], item, f"{where}.{name}") for name, item in value.items()})

@@ -1,0 +1,1 @@
+"""Rendering rankings and measurements for people. Rendering never measures."""

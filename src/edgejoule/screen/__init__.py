@@ -1,0 +1,1 @@
+"""Stage 1: choosing candidates without a device."""

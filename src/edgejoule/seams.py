@@ -1,0 +1,130 @@
+"""The protocols: all that a leaf must provide, on one screen. A leaf is a frozen dataclass; its fields are its configuration.
+
+``probe()`` returns None, or one sentence: what is missing and how to get it. ``contracts.py`` judges every leaf.
+Imports the standard library and the records only; tensors and arrays are named in comments and docstrings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol, runtime_checkable
+
+from edgejoule.records import Artifact, Grade, Job, ModelSpec, SessionInfo, Trace, Trial
+
+
+@runtime_checkable
+class Sensor(Protocol):
+    """A number that can be read at any time. PolledMeter turns any Sensor into a Meter."""
+
+    @property
+    def quantity(self) -> Literal["energy_j", "power_w"]: ...
+    @property
+    def period_s(self) -> float: ...  # how often it is worth reading
+    @property
+    def averaging_s(self) -> float: ...  # its own averaging or update time
+    @property
+    def grade(self) -> Grade: ...
+    @property
+    def scope(self) -> str: ...
+    def probe(self) -> str | None: ...
+    def read(self) -> Mapping[str, float]: ...  # {rail: joules since whenever, monotonic | watts}; raises MeterError
+
+
+@runtime_checkable
+class Meter(Protocol):
+    """Records while it runs. One use each: start, then stop."""
+
+    def probe(self) -> str | None: ...
+    def start(self) -> None: ...
+    def stop(self) -> tuple[Trace, ...]: ...
+
+
+class Session(Protocol):
+    """A loaded artifact. ``infer`` blocks until the host has the arrays."""
+
+    def infer(self, images: Any) -> Mapping[str, Any]: ...  # (B, C, H, W) float32 -> {"logits": (B, K) float32}
+    def info(self) -> SessionInfo: ...  # read back from the runtime, never assumed
+    def close(self) -> None: ...
+
+
+class Export(Protocol):
+    """One network in the forms that backends start from: made lazily, once, shared by all backends."""
+
+    @property
+    def module(self) -> Any: ...  # nn.Module in eval mode, float32, on the CPU
+    @property
+    def program(self) -> Any: ...  # torch.export.ExportedProgram of (B, C, H, W)
+    @property
+    def onnx(self) -> Path: ...  # from the dynamo exporter: input "images", output "logits"
+
+
+@dataclass(frozen=True, slots=True)
+class CompileContext:
+    """What a backend may need to know besides the network."""
+
+    shape: tuple[int, int, int, int]  # (B, C, H, W), static
+    workdir: Path  # write here, and return a path in here
+    calibration: Callable[[], Any]  # -> (N, C, H, W) float32, normalised real images
+    evaluate: Callable[[Path], float] | None = None  # top-1 of a compiled file as a fraction
+    max_drop_pct: float | None = None
+
+
+@runtime_checkable
+class Backend(Protocol):
+    """Changes the representation, not the network."""
+
+    @property
+    def precision(self) -> str: ...
+    @property
+    def device(self) -> str: ...  # "cpu", "cuda", … : decides which meters see it
+    def probe(self) -> str | None: ...
+    def toolchain(self) -> Mapping[str, str]: ...  # {package: version} of all that shapes the compiled file
+    def compile(self, export: Export, context: CompileContext) -> Path: ...  # on the host
+    def load(
+        self, artifact: Artifact, threads: int, streams: int = 1
+    ) -> Session: ...  # on the device, from artifact.folder; imports no torch
+
+
+@dataclass(frozen=True, slots=True)
+class PassContext:
+    """What a pass may need: how to train, from whom to learn, on what data."""
+
+    fit: Callable[..., Any] | None
+    teacher: Any
+    data: Any
+    seed: int
+    workdir: Path
+
+
+@runtime_checkable
+class Pass(Protocol):
+    """Changes the network: a new module and a new spec, still exportable; never the ones it was given."""
+
+    @property
+    def needs(self) -> frozenset[Literal["calibration", "training", "teacher"]]: ...
+    def __call__(self, module: Any, spec: ModelSpec, context: PassContext) -> tuple[Any, ModelSpec]: ...
+
+
+@runtime_checkable
+class Runner(Protocol):
+    """Runs an artifact and measures it: the Python agent is one, a vendor's benchmark tool another."""
+
+    def run(self, artifact: Artifact, job: Job) -> Trial: ...
+
+
+@runtime_checkable
+class Transport(Protocol):
+    """A way to a device."""
+
+    def probe(self) -> str | None: ...
+    def push(self, local: Path, remote: str) -> None: ...
+    def run(self, argv: Sequence[str], stdin: str, timeout_s: float) -> Iterator[str]: ...  # lines as they come; raises TransportError
+    def pull(self, remote: str, local: Path) -> None: ...
+
+
+class Builder(Protocol):
+    """A function that makes a network following timm's model API."""
+
+    def __call__(self, *, num_classes: int, **options: Any) -> Any: ...  # nn.Module
