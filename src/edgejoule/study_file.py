@@ -1,0 +1,231 @@
+"""study.toml -> Study. Says which file, line and key is wrong; runs nothing, builds nothing, imports no torch.
+
+A study names models, backends and meters by the grammar of ``registry``; it can not name code (``module:function``),
+because a study file may come from a stranger.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+import typing
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, field, fields
+from functools import partial
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from edgejoule import registry
+from edgejoule.errors import EdgejouleError, StudyError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class About:
+    """``[study]``: what it is, what it costs and what it should print."""
+
+    name: str
+    about: str = ""
+    cost: str = ""
+    expect: str = ""
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ScreenPlan:
+    """``[screen]``: a pool of the catalog or a list of models, thresholds (top-1 at least, params and MACs below), NetScore's exponents."""
+
+    pool: str = ""
+    models: tuple[str, ...] = ()
+    min_top1_pct: float | None = None
+    max_params_m: float | None = None
+    max_macs_g: float | None = None
+    alpha: float = 2.0
+    beta: float = 0.5
+    gamma: float = 0.5
+    recount: bool = False
+    weights: Literal["auto", "random"] = "auto"
+
+
+@dataclass(frozen=True, slots=True)
+class CompilePlan:
+    """``[compile]``: which backends every kept model is compiled for."""
+
+    backends: tuple[str, ...] = ("onnxruntime",)
+
+
+@dataclass(frozen=True, slots=True)
+class MeasurePlan:
+    """``[[measure]]``: one way of measuring; several make several rankings. ``threads`` 0 means all the cores this process may use."""
+
+    profile: str = "standard"
+    scenario: Literal["single_stream", "offline"] = "single_stream"
+    batch: int = 1
+    end_to_end: bool = False
+    meter: str = "auto"
+    threads: int = 0
+    images: str = "photos(n=32)"
+
+
+@dataclass(frozen=True, slots=True)
+class RankPlan:
+    """``[rank]``: the metric and its exponents, and the model that energy saved is counted against."""
+
+    metric: str = "sam"
+    a: float = 5.0
+    b: float = 5.0
+    baseline: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Study:
+    """A whole study. ``text`` is the file as it was read, kept with the results."""
+
+    study: About
+    screen: ScreenPlan
+    compile: CompilePlan = field(default_factory=CompilePlan)
+    measure: tuple[MeasurePlan, ...] = (MeasurePlan(),)
+    rank: RankPlan = field(default_factory=RankPlan)
+    text: str = ""
+    path: str = ""
+
+
+def shipped() -> tuple[str, ...]:
+    """The names of the studies that come with edgejoule."""
+    folder = resources.files("edgejoule") / "studies"
+    return tuple(sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml")))
+
+
+def load_study(name_or_path: str | Path) -> Study:
+    """A shipped study by name, or a file by path. Raises StudyError naming file, line and key."""
+    text_name = str(name_or_path)
+    if text_name in shipped():
+        text = (resources.files("edgejoule") / "studies" / f"{text_name}.toml").read_text("utf-8")
+        return parse_study(text, f"{text_name}.toml")
+    path = Path(name_or_path)
+    try:
+        return parse_study(path.read_text("utf-8"), str(path))
+    except FileNotFoundError as error:
+        raise StudyError(f"there is no study {text_name!r}: expected a file, or one of {', '.join(shipped())}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise StudyError(f"cannot read the study {text_name}: {error}") from error
+
+
+def parse_study(text: str, path: str) -> Study:
+    """The text of a study file -> Study. Raises StudyError naming ``path``, line and key."""
+    try:
+        raw = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise StudyError(f"{path}: {error}") from error
+    except RecursionError as error:
+        raise StudyError(f"{path}: the file is nested too deeply to be a study") from error
+    where = _Where(path, text)
+    kinds: dict[str, Any] = {"study": About, "screen": ScreenPlan, "compile": CompilePlan, "measure": MeasurePlan, "rank": RankPlan}
+    for table in raw:
+        if table not in kinds:
+            raise where.error("", table, 0, f"unknown table [{table}]: expected {', '.join(kinds)}")
+    if "study" not in raw or "screen" not in raw:
+        raise StudyError(f"{path}: a study needs the tables [study] and [screen]")
+    measures = raw.get("measure", [{}])
+    if not isinstance(measures, list):
+        raise where.error("", "measure", 0, "measure is a list of tables: write [[measure]], not [measure]")
+    study = Study(
+        study=_table(About, raw["study"], "study", where),
+        screen=_table(ScreenPlan, raw["screen"], "screen", where),
+        compile=_table(CompilePlan, raw.get("compile", {}), "compile", where),
+        measure=tuple(_table(MeasurePlan, entry, "measure", where, nth) for nth, entry in enumerate(measures)),
+        rank=_table(RankPlan, raw.get("rank", {}), "rank", where),
+        text=text,
+        path=path,
+    )
+    _check_values(study, where)
+    return study
+
+
+class _Where:
+    """Where in the file a key stands, so that an error can say it."""
+
+    def __init__(self, path: str, text: str) -> None:
+        self._path = path
+        self._lines = text.splitlines()
+
+    def error(self, table: str, key: str, nth: int, message: str) -> StudyError:
+        spot = f"line {line}" if (line := self._line(table, key, nth)) else "key"
+        return StudyError(f"{self._path}, {spot}, {'.'.join(filter(None, (table, key)))}: {message}")
+
+    def _line(self, table: str, key: str, nth: int) -> int | None:
+        inside, seen = not table, -1
+        for number, line in enumerate(self._lines, 1):
+            if header := re.match(r"\s*\[\[?\s*([\w.\"-]+)\s*\]\]?", line):
+                if not table and header[1].strip('"') == key:
+                    return number
+                seen += header[1] == table
+                inside = header[1] == table and seen == nth
+            elif inside and re.match(rf"\s*\"?{re.escape(key)}\"?\s*=", line):
+                return number
+        return None
+
+
+def _table(cls: type[T], raw: Any, table: str, where: _Where, nth: int = 0) -> T:
+    if not isinstance(raw, dict):
+        raise where.error("", table, nth, f"expected a table [{table}]")
+    hints = typing.get_type_hints(cls)
+    known = {f.name: f for f in fields(cls)}  # type: ignore[arg-type]
+    values: dict[str, Any] = {}
+    for key, value in raw.items():
+        if key not in known:
+            raise where.error(table, key, nth, f"unknown key: expected one of {', '.join(known)}")
+        values[key] = _value(hints[key], value, partial(where.error, table, key, nth))
+    for name, f in known.items():
+        if f.default is f.default_factory is MISSING and name not in values:
+            raise where.error("", table, nth, f"the key {name} is missing from [{table}]")
+    return cls(**values)
+
+
+def _value(hint: Any, value: Any, error: Callable[[str], StudyError]) -> Any:
+    origin, options = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        if value not in options:
+            raise error(f"{value!r} is not one of {', '.join(options)}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+            raise error('expected a list of texts, as in ["a", "b"]')
+        return tuple(value)
+    kind = next(option for option in (*options, hint) if option is not type(None))
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise error(f"expected {kind.__name__}, found {value!r}")
+    return value
+
+
+def _check_values(study: Study, where: _Where) -> None:
+    """What types alone do not say: spellings that parse, sizes that make sense."""
+    screen = study.screen
+    if bool(screen.pool) == bool(screen.models):
+        raise where.error("screen", "pool" if screen.pool else "models", 0, "give either pool or models")
+    if not study.compile.backends:
+        raise where.error("compile", "backends", 0, "name at least one backend")
+    if not re.fullmatch(r"[\w.-]+", study.study.name):
+        raise where.error("study", "name", 0, "expected letters, digits, '-', '_' and '.': it names a folder")
+    for text in study.compile.backends:
+        _spelling(text, partial(where.error, "compile", "backends", 0))
+    for nth, plan in enumerate(study.measure):
+        for key in ("profile", "meter", "images"):
+            _spelling(getattr(plan, key), partial(where.error, "measure", key, nth))
+        if plan.batch < 1:
+            raise where.error("measure", "batch", nth, "expected at least 1")
+        if plan.scenario == "single_stream" and plan.batch != 1:
+            raise where.error("measure", "batch", nth, 'single_stream is one image at a time: use scenario = "offline" for batches')
+        if plan.threads < 0:
+            raise where.error("measure", "threads", nth, "expected 0 (all cores) or more")
+
+
+def _spelling(text: str, error: Callable[[str], StudyError]) -> None:
+    try:
+        registry.parse(text)
+    except EdgejouleError as problem:
+        raise error(str(problem)) from problem

@@ -1,0 +1,172 @@
+"""The store: what is written comes back, trials never change, broken and foreign files are refused in one sentence."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from edgejoule import store as store_module
+from edgejoule.errors import OutputError, StoreError
+from edgejoule.records import Failure, Screened
+from edgejoule.store import Store
+from tests.samples import artifact, trial
+
+
+def test_everything_comes_back(tmp_path: Path) -> None:
+    with Store.open(tmp_path / "r.sqlite") as store:
+        run = store.begin_run("s", "text", "edgejoule run", "0")
+        row = Screened("m", 80.0, 5.0, 1.0, 60.0, True, "")
+        store.add_screened(run, [row])
+        store.add_artifact(artifact())
+        store.add_artifact(artifact())
+        store.add_trial(run, trial("k0"))
+        store.add_failure(run, Failure("m", "onnxruntime", "compile", "why"))
+    with Store.open(tmp_path / "r.sqlite", create=False) as store:
+        assert store.screened() == (row,)
+        assert list(store.artifacts().values()) == [artifact()]
+        assert list(store.trials()) == [trial("k0")]
+        assert store.trial_keys() == {"k0"}
+        assert store.failures() == (Failure("m", "onnxruntime", "compile", "why"),)
+        assert store.runs()[0].study == "s"
+
+
+def test_trials_are_append_only(tmp_path: Path) -> None:
+    with Store.open(tmp_path / "r.sqlite") as store:
+        run = store.begin_run("s", "", "", "0")
+        store.add_artifact(artifact())
+        store.add_trial(run, trial("k0"))
+        with pytest.raises(StoreError):
+            store.add_trial(run, trial("k0"))
+    connection = sqlite3.connect(tmp_path / "r.sqlite")
+    for change in ("UPDATE trials SET repeat = 9", "DELETE FROM trials", "DELETE FROM traces"):
+        with pytest.raises(sqlite3.IntegrityError, match="append-only"):
+            connection.execute(change)
+
+
+def test_sqlite_uses_wal(tmp_path: Path) -> None:
+    with Store.open(tmp_path / "r.sqlite"):
+        assert sqlite3.connect(tmp_path / "r.sqlite").execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+
+def test_an_old_schema_is_migrated_and_a_newer_one_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "r.sqlite"
+    Store.open(path).close()
+    monkeypatch.setattr(store_module, "SCHEMA_VERSION", 2)
+    with pytest.raises(StoreError, match="no way from it"):
+        Store.open(path)
+    monkeypatch.setitem(store_module.MIGRATIONS, 1, lambda c: c.exec_driver_sql("ALTER TABLE runs ADD COLUMN note TEXT") and None)
+    Store.open(path).close()
+    columns = [row[1] for row in sqlite3.connect(path).execute("PRAGMA table_info(runs)")]
+    assert "note" in columns
+    monkeypatch.setattr(store_module, "SCHEMA_VERSION", 1)
+    with pytest.raises(StoreError, match="upgrade edgejoule"):
+        Store.open(path)
+
+
+def test_a_failed_migration_leaves_the_file_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "r.sqlite"
+    Store.open(path).close()
+    monkeypatch.setattr(store_module, "SCHEMA_VERSION", 2)
+    monkeypatch.setitem(store_module.MIGRATIONS, 1, _half_a_migration)
+    with pytest.raises(StoreError):
+        Store.open(path)
+    database = sqlite3.connect(path)
+    assert database.execute("SELECT value FROM meta").fetchone() == ("1",)
+    assert "note" not in [row[1] for row in database.execute("PRAGMA table_info(runs)")]
+
+
+def _half_a_migration(connection: object) -> None:
+    connection.exec_driver_sql("ALTER TABLE runs ADD COLUMN note TEXT")  # type: ignore[attr-defined]
+    connection.exec_driver_sql("ALTER TABLE nothing ADD COLUMN note TEXT")  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("content", [b"hello, I am no database", b"SQLite format 3\x00" + b"\xff" * 200])
+def test_a_file_that_is_no_database_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "r.sqlite"
+    path.write_bytes(content)
+    with pytest.raises(StoreError):
+        Store.open(path)
+    assert path.read_bytes() == content
+
+
+def test_another_programs_database_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "r.sqlite"
+    connection = sqlite3.connect(path)
+    connection.execute("CREATE TABLE customers (id)")
+    connection.commit()
+    with pytest.raises(StoreError, match="another program"):
+        Store.open(path)
+
+
+def test_a_missing_store_is_said_and_not_made(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="no results file"):
+        Store.open(tmp_path / "none.sqlite", create=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(OutputError, match="--out"):
+        Store.open(tmp_path / "file" / "sub" / "r.sqlite")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a small file system limit, which this system lacks")
+def test_a_full_disk_is_one_sentence_and_keeps_what_was_stored(tmp_path: Path) -> None:
+    path = tmp_path / "r.sqlite"
+    with Store.open(path) as store:
+        run = store.begin_run("s", "", "", "0")
+        store.add_artifact(artifact())
+        store.add_trial(run, trial("k0"))
+    script = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))\n"
+        "from edgejoule.store import Store; from edgejoule.errors import EdgejouleError; from tests.samples import trial\n"
+        "store = Store.open(sys.argv[1])\n"
+        "try:\n"
+        "    for i in range(1, 500): store.add_trial(1, trial(f'k{i}', samples=5000))\n"
+        "except EdgejouleError as error: print(type(error).__name__)\n"
+    )
+    root = Path(__file__).parent.parent
+    done = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, text=True, cwd=root, check=False)
+    assert done.stdout.strip() in {"OutputError", "StoreError"}, done.stderr
+    with Store.open(path) as store:
+        assert trial("k0") in list(store.trials(["k0"]))
+
+
+def test_a_killed_writer_leaves_whole_trials_only(tmp_path: Path) -> None:
+    path = tmp_path / "r.sqlite"
+    script = (
+        "import sys; from edgejoule.store import Store; from tests.samples import artifact, trial\n"
+        "store = Store.open(sys.argv[1]); run = store.begin_run('s', '', '', '0'); store.add_artifact(artifact())\n"
+        "for i in range(10**6):\n"
+        "    store.add_trial(run, trial(f'k{i}', samples=2000)); print(i, flush=True)\n"
+    )
+    root = Path(__file__).parent.parent
+    process = subprocess.Popen([sys.executable, "-c", script, str(path)], stdout=subprocess.PIPE, text=True, cwd=root)
+    assert process.stdout is not None
+    said = [process.stdout.readline() for _ in range(5)]
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    with Store.open(path) as store:
+        keys = store.trial_keys()
+        assert {f"k{line.strip()}" for line in said} <= keys
+        assert all(len(t.latencies_s) == 2000 and len(t.traces) == 1 for t in store.trials())
+
+
+@pytest.mark.skipif(not os.environ.get("EDGEJOULE_TEST_POSTGRES"), reason="EDGEJOULE_TEST_POSTGRES names no PostgreSQL database")
+def test_postgresql_holds_the_same(tmp_path: Path) -> None:
+    with Store.open(os.environ["EDGEJOULE_TEST_POSTGRES"]) as store:
+        run = store.begin_run("s", "text", "edgejoule run", "0")
+        store.add_artifact(artifact())
+        key = f"pg{os.getpid()}"
+        store.add_trial(run, trial(key))
+        assert list(store.trials([key])) == [trial(key)]
+        with pytest.raises(StoreError):
+            store.add_trial(run, trial(key))
