@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import sqlalchemy
 
 from edgejoule import store as store_module
 from edgejoule.errors import OutputError, StoreError
@@ -160,13 +161,22 @@ def test_a_killed_writer_leaves_whole_trials_only(tmp_path: Path) -> None:
         assert all(len(t.latencies_s) == 2000 and len(t.traces) == 1 for t in store.trials())
 
 
-@pytest.mark.skipif(not os.environ.get("EDGEJOULE_TEST_POSTGRES"), reason="EDGEJOULE_TEST_POSTGRES names no PostgreSQL database")
-def test_postgresql_holds_the_same(tmp_path: Path) -> None:
-    with Store.open(os.environ["EDGEJOULE_TEST_POSTGRES"]) as store:
+def test_postgresql_holds_the_same(postgres_url: str) -> None:
+    with Store.open(postgres_url) as store:
         run = store.begin_run("s", "text", "edgejoule run", "0")
         store.add_artifact(artifact())
-        key = f"pg{os.getpid()}"
-        store.add_trial(run, trial(key))
-        assert list(store.trials([key])) == [trial(key)]
+        store.add_trial(run, trial("k0"))
+        assert list(store.trials()) == [trial("k0")]
         with pytest.raises(StoreError):
-            store.add_trial(run, trial(key))
+            store.add_trial(run, trial("k0"))
+    with Store.open(postgres_url) as store:
+        assert store.trial_keys() == {"k0"}
+    engine = sqlalchemy.create_engine(postgres_url)
+    with pytest.raises(sqlalchemy.exc.DatabaseError, match="append-only"), engine.begin() as connection:
+        connection.exec_driver_sql("DELETE FROM traces")
+    engine.dispose()
+
+
+def test_a_database_that_does_not_answer_is_one_sentence() -> None:
+    with pytest.raises(StoreError, match="is the database there"):
+        Store.open("postgresql+psycopg://nobody@127.0.0.1:1/none")

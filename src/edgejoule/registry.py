@@ -109,6 +109,8 @@ def _call(node: ast.expr, text: str) -> Call:
     for keyword in node.keywords:
         if keyword.arg is None:
             raise SpecError(f"cannot read {text!r}: ** is not part of the grammar")
+        if keyword.arg in options:
+            raise SpecError(f"cannot read {text!r}: {keyword.arg} is given twice")
         try:
             options[keyword.arg] = ast.literal_eval(keyword.value)
         except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError) as error:

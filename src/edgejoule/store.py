@@ -233,7 +233,7 @@ class Store:
         """Trials with their samples, oldest first, a few at a time: all of them, or those of the given keys."""
         wanted = None if keys is None else set(keys)
         with self._transaction() as connection:
-            order = [key for key in connection.execute(sql.select(_trials.c.key).order_by(_trials.c.started_at)).scalars()]
+            order = list(connection.execute(sql.select(_trials.c.key).order_by(_trials.c.started_at)).scalars())
         for key in order:
             if wanted is None or key in wanted:
                 yield self._trial(key)

@@ -10,7 +10,7 @@ import re
 import tomllib
 import typing
 from collections.abc import Callable
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
 from functools import partial
 from importlib import resources
 from pathlib import Path
@@ -214,14 +214,30 @@ def _check_values(study: Study, where: _Where) -> None:
     for text in study.compile.backends:
         _spelling(text, partial(where.error, "compile", "backends", 0))
     for nth, plan in enumerate(study.measure):
-        for key in ("profile", "meter", "images"):
-            _spelling(getattr(plan, key), partial(where.error, "measure", key, nth))
-        if plan.batch < 1:
-            raise where.error("measure", "batch", nth, "expected at least 1")
-        if plan.scenario == "single_stream" and plan.batch != 1:
-            raise where.error("measure", "batch", nth, 'single_stream is one image at a time: use scenario = "offline" for batches')
-        if plan.threads < 0:
-            raise where.error("measure", "threads", nth, "expected 0 (all cores) or more")
+        check_plan(plan, lambda key, message, nth=nth: where.error("measure", key, nth, message))
+
+
+def check_plan(plan: MeasurePlan, error: Callable[[str, str], StudyError]) -> None:
+    """Raises ``error(key, message)`` for the first value of a measuring plan that makes no sense."""
+    for key in ("profile", "meter", "images"):
+        _spelling(getattr(plan, key), partial(error, key))
+    if plan.scenario not in ("single_stream", "offline"):
+        raise error("scenario", f"{plan.scenario!r} is not one of single_stream, offline")
+    if plan.batch < 1:
+        raise error("batch", "expected at least 1")
+    if plan.scenario == "single_stream" and plan.batch != 1:
+        raise error("batch", 'single_stream is one image at a time: use scenario "offline" for batches')
+    if plan.threads < 0:
+        raise error("threads", "expected 0 (all cores) or more")
+
+
+def with_measure(study: Study, meter: str | None = None, profile: str | None = None) -> Study:
+    """The study with another meter or profile in all its measuring plans (and each plan once)."""
+    changes = {key: value for key, value in {"meter": meter, "profile": profile}.items() if value is not None}
+    for key, value in changes.items():
+        _spelling(value, lambda message, key=key: StudyError(f"--{key}: {message}"))
+    plans = dict.fromkeys(replace(plan, **changes) for plan in study.measure)
+    return replace(study, measure=tuple(plans))
 
 
 def _spelling(text: str, error: Callable[[str], StudyError]) -> None:

@@ -1,0 +1,364 @@
+"""The command line: one short function a verb: parse, call, print. The only place that catches EdgejouleError.
+
+Results go to stdout, all else to stderr; ``--json`` makes stdout one JSON value. Exit 0 on success, 2 on an error that
+the user can mend (one sentence), 1 on a bug (its traceback). Imports what a verb needs when it runs, never before.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from edgejoule import __version__
+from edgejoule.errors import EdgejouleError, SpecError, StudyError
+from edgejoule.progress import Progress
+
+app = typer.Typer(
+    help="Find, shrink, compile and measure Vision Transformers for edge devices, and rank them by accuracy per joule.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+zoo_app = typer.Typer(help="The models that edgejoule knows by name.", no_args_is_help=True)
+app.add_typer(zoo_app, name="zoo")
+store_app = typer.Typer(help="Look into a results file.", no_args_is_help=True)
+app.add_typer(store_app, name="store")
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON value on stdout.")]
+Cache = Annotated[Path | None, typer.Option(help="Where compiled files are kept. Default: $EDGEJOULE_CACHE or the user's cache folder.")]
+Model = Annotated[str, typer.Argument(help='A catalog name, timm(name="..."), or your own module:function.')]
+Backends = Annotated[list[str], typer.Option("--backend", help='For instance onnxruntime, or openvino(precision="bf16"). May be repeated.')]
+Weights = Annotated[str, typer.Option(help="auto (pretrained where they can be had, else random), random, or a checkpoint file.")]
+Threads = Annotated[int, typer.Option(help="Threads of the runtime; 0 means all cores.", min=0)]
+Images = Annotated[str, typer.Option(help='photos(n=32), or folder(path="...").')]
+Meter = Annotated[str, typer.Option(help="auto, none, or a meter such as rapl(period_s=0.05); edgejoule doctor lists them.")]
+
+
+@app.command()
+def run(
+    study: Annotated[str, typer.Argument(help="A study file, or the name of a shipped one.")] = "quickstart",
+    out: Annotated[Path | None, typer.Option(help="Folder for results.sqlite and report.html. Default: runs/<study>.")] = None,
+    meter: Annotated[str | None, typer.Option(help="Use this meter instead of the study's.")] = None,
+    profile: Annotated[str | None, typer.Option(help="Use this profile instead of the study's: quick, standard, publish, paper.")] = None,
+    cache: Cache = None,
+    as_json: Json = False,
+) -> None:
+    """Run a whole study: screen, compile, measure, rank, report. Run it again to resume."""
+    from edgejoule.records import encode
+    from edgejoule.report import text
+    from edgejoule.study import load_study, run_study
+    from edgejoule.study_file import with_measure
+
+    chosen = with_measure(load_study(study), meter=meter, profile=profile)
+    folder = out or Path("runs") / chosen.study.name
+    with Progress() as progress:
+        if chosen.study.cost:
+            progress.say(f"{chosen.study.name}: {chosen.study.cost}")
+        outcome = run_study(chosen, folder, _bench(cache, progress, chosen.study.seed), _command())
+    if as_json:
+        files = {"study": chosen.study.name, "store": str(outcome.store), "report": str(outcome.report)}
+        _print_json(files | encode({"rankings": outcome.rankings, "failures": outcome.failures}))
+    else:
+        _print(text.rankings(outcome.rankings) + text.failures(outcome.failures))
+        _print(f"\nresults  {outcome.store}\nreport   {outcome.report}\n")
+        _print(f"Next: open {outcome.report} in a browser; edgejoule rank {outcome.store} --sensitivity; edgejoule run e3p_vit")
+
+
+@zoo_app.command("list")
+def zoo_list(pool: Annotated[str, typer.Option(help="Only this pool: e3p, edgevit, guide.")] = "", as_json: Json = False) -> None:
+    """List the catalog: published accuracy, params and MACs, and their source."""
+    from edgejoule import catalog
+    from edgejoule.records import encode
+    from edgejoule.report import text
+
+    specs = catalog.pool(pool) if pool else catalog.rows()
+    if as_json:
+        _print_json({"models": [encode(spec) for spec in specs]})
+    else:
+        _print(text.catalog_table(specs))
+
+
+@zoo_app.command("show")
+def zoo_show(name: Model, as_json: Json = False) -> None:
+    """Show one model: counted params and MACs beside the published ones."""
+    from edgejoule.catalog import find_model
+    from edgejoule.records import encode
+    from edgejoule.report import text
+    from edgejoule.stages import count_models
+
+    spec = find_model(name, allow_code=True)
+    with Progress() as progress:
+        cost = count_models([spec], _bench(None, progress))[spec.name]
+    published = encode(spec.published) if spec.published else None
+    facts = {"name": spec.name, "family": spec.family, "params": cost.params, "macs": cost.macs, "input_size": list(cost.input_size)}
+    facts |= {"activation_bytes": cost.activation_bytes, "published": published, "licence": spec.licence, "builder": spec.builder}
+    if as_json:
+        _print_json(facts)
+    else:
+        _print(text.model_card(spec, cost))
+
+
+@app.command()
+def screen(
+    models: Annotated[list[str] | None, typer.Argument(help="Models to screen, instead of a pool.")] = None,
+    pool: Annotated[str, typer.Option(help="A pool of the catalog: e3p, edgevit, guide.")] = "",
+    min_top1_pct: Annotated[float | None, typer.Option(help="Keep models with at least this top-1.")] = None,
+    max_params_m: Annotated[float | None, typer.Option(help="Keep models with fewer params (millions).")] = None,
+    max_macs_g: Annotated[float | None, typer.Option(help="Keep models with fewer MACs (billions).")] = None,
+    alpha: Annotated[float, typer.Option(help="NetScore's exponent of accuracy.")] = 2.0,
+    beta: Annotated[float, typer.Option(help="NetScore's exponent of params.")] = 0.5,
+    gamma: Annotated[float, typer.Option(help="NetScore's exponent of MACs.")] = 0.5,
+    recount: Annotated[bool, typer.Option("--recount", help="Count params and MACs from the built model.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Stage 1, without a device: thresholds and NetScore. The pool e3p has the paper's thresholds by default."""
+    from edgejoule.records import encode
+    from edgejoule.report import text
+    from edgejoule.stages import candidates, screen_models
+    from edgejoule.study_file import ScreenPlan
+
+    if models and pool:
+        raise SpecError("give either models or --pool, not both")
+    pool = pool or ("" if models else "e3p")
+    limits = (min_top1_pct, max_params_m, max_macs_g)
+    if pool == "e3p" and limits == (None, None, None):
+        limits = (79.0, 23.0, 5.0)
+    plan = ScreenPlan(pool, tuple(models or ()), *limits, alpha, beta, gamma, recount)
+    with Progress() as progress:
+        rows = screen_models(candidates(plan, allow_code=True), plan, _bench(None, progress))
+    if as_json:
+        _print_json({"candidates": encode(rows)})
+    else:
+        _print(text.screened_table(rows))
+
+
+@app.command("compile")
+def compile_(
+    model: Model,
+    backend: Backends = ["onnxruntime"],  # noqa: B006
+    batch: Annotated[int, typer.Option(help="Images per inference.", min=1)] = 1,
+    weights: Weights = "auto",
+    threads: Threads = 0,
+    images: Images = "photos(n=32)",
+    out: Annotated[Path | None, typer.Option(help="Copy the artifact's folder to here.")] = None,
+    cache: Cache = None,
+    as_json: Json = False,
+) -> None:
+    """Compile a model for backends, check it against the network, and say what the runtime really runs."""
+    from edgejoule import stages
+    from edgejoule.records import encode
+    from edgejoule.report import text
+
+    with Progress() as progress:
+        artifacts = _compile(model, backend, _plan(batch=batch, threads=threads, images=images), weights, _bench(cache, progress))
+    if out is not None:
+        artifacts = tuple(stages.copy_artifact(artifact, out, single=len(artifacts) == 1) for artifact in artifacts)
+    if as_json:
+        _print_json({"artifacts": [encode(artifact) | {"bytes": artifact.bytes} for artifact in artifacts]})
+    else:
+        _print(text.artifacts_table(artifacts))
+
+
+@app.command()
+def measure(
+    target: Annotated[str, typer.Argument(metavar="MODEL_OR_ARTIFACT", help="A model, or a folder that edgejoule compile made.")],
+    backend: Annotated[str, typer.Option(help="The backend to compile a model for.")] = "onnxruntime",
+    meter: Meter = "auto",
+    profile: Annotated[str, typer.Option(help="quick, standard, publish, paper, or standard(window_s=5).")] = "standard",
+    scenario: Annotated[str, typer.Option(help="single_stream (latency) or offline (throughput).")] = "single_stream",
+    batch: Annotated[int, typer.Option(help="Images per inference; above 1 only with offline.", min=1)] = 1,
+    threads: Threads = 0,
+    weights: Weights = "auto",
+    images: Images = "photos(n=32)",
+    out: Annotated[Path | None, typer.Option(help="Keep the trials in this folder's results.sqlite and resume from it.")] = None,
+    cache: Cache = None,
+    as_json: Json = False,
+) -> None:
+    """Measure time, power, energy and memory of one model or artifact on this machine."""
+    from edgejoule import stages
+    from edgejoule.records import encode
+    from edgejoule.report import text
+
+    plan = _plan(profile=profile, scenario=scenario, batch=batch, meter=meter, threads=threads, images=images)
+    with Progress() as progress:
+        bench = _bench(cache, progress)
+        folder = Path(target)
+        artifact = stages.open_artifact(folder, plan) if folder.is_dir() else _compile(target, [backend], plan, weights, bench)[0]
+        found = stages.measure_one(artifact, plan, out, bench, _command())
+    if as_json:
+        _print_json(encode(found))
+    else:
+        _print(text.measurement(found))
+
+
+@app.command()
+def rank(
+    source: Annotated[Path, typer.Argument(metavar="FILE.csv|STORE", help="A table with model, top1_pct, energy_mj; or a results.sqlite.")],
+    metric: Annotated[str, typer.Option(help="sam, efficiency, energy, latency, accuracy or netscore.")] = "sam",
+    a: Annotated[float, typer.Option(help="SAM's exponent of accuracy.")] = 5.0,
+    b: Annotated[float, typer.Option(help="SAM's factor.")] = 5.0,
+    baseline: Annotated[str, typer.Option(help="Count the energy saved against this model.")] = "",
+    sensitivity: Annotated[bool, typer.Option("--sensitivity", help="Also show how the order changes with a, b and the unit.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Rank models by accuracy per joule: SAM, %/mJ, Pareto fronts."""
+    from edgejoule import stages
+    from edgejoule.records import encode
+    from edgejoule.report import text
+    from edgejoule.study_file import RankPlan
+
+    rankings, tables = stages.rank_source(source, RankPlan(metric, a, b, baseline), sensitivity)
+    if as_json:
+        rows = [encode(row) | _flat(row) for row in rankings[0].rows] if rankings else []
+        value: dict[str, Any] = {"rows": rows, "rankings": encode(rankings)}
+        _print_json(value | ({"sensitivity": encode(tables)} if sensitivity else {}))
+    else:
+        _print(text.rankings(rankings) + "".join(text.sensitivity_table(table) for table in tables))
+
+
+@app.command()
+def report(
+    source: Annotated[Path, typer.Argument(metavar="STORE", help="A results.sqlite.")],
+    out: Annotated[Path | None, typer.Option(help="The page to write. Default: report.html beside the store.")] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown tables instead of writing a page.")] = False,
+    csv: Annotated[bool, typer.Option("--csv", help="Print CSV rows instead of writing a page.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Write the report of a results file again, from the stored trials. Measures nothing."""
+    from edgejoule.records import encode
+    from edgejoule.report import text
+    from edgejoule.study import report_store
+
+    outcome = report_store(source, None if markdown or csv else out or source.parent / "report.html")
+    if as_json:
+        _print_json({"report": str(outcome.report), **encode({"rankings": outcome.rankings, "failures": outcome.failures})})
+    elif markdown:
+        _print(text.markdown(outcome.rankings))
+    elif csv:
+        _print(text.csv_rows(outcome.rankings))
+    else:
+        _print(f"report   {outcome.report}")
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Say which meters, backends and transports work here, and what the others need."""
+    from edgejoule.report import text
+    from edgejoule.stages import survey
+
+    found = survey()
+    if as_json:
+        _print_json(found)
+    else:
+        _print(text.doctor_table(found))
+
+
+@app.command(hidden=True)
+def agent() -> None:
+    """Read one job on stdin, answer with a trial on stdout: what a worker runs."""
+    from edgejoule.fleet.agent import main as work
+
+    sys.exit(work())
+
+
+@store_app.command("info")
+def store_info(source: Annotated[Path, typer.Argument(metavar="STORE")], as_json: Json = False) -> None:
+    """Say what a results file holds: runs, artifacts, trials, failures."""
+    from edgejoule.records import encode
+    from edgejoule.store import Store
+
+    with Store.open(source, create=False) as store:
+        runs = [encode(run) for run in store.runs()]
+        counts = {"runs": runs, "artifacts": len(store.artifacts()), "trials": len(store.trial_keys()), "failures": len(store.failures())}
+    if as_json:
+        _print_json(counts)
+    else:
+        _print("\n".join(f"{key:10} {len(value) if isinstance(value, list) else value}" for key, value in counts.items()))
+
+
+def main() -> None:
+    """The entry point: maps our errors to one sentence and exit code 2."""
+    try:
+        app()
+    except EdgejouleError as error:
+        _fail(str(error))
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG):
+            raise
+        where = error.filename or "a file"
+        _fail(f"cannot write {where} ({error.strerror}): free some space or choose another folder; what was stored is safe")
+
+
+def version(wanted: bool) -> None:
+    if wanted:
+        _print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def root(show: Annotated[bool, typer.Option("--version", callback=version, is_eager=True, help="Print the version.")] = False) -> None:
+    """Find, shrink, compile and measure Vision Transformers for edge devices, and rank them by accuracy per joule."""
+
+
+def _bench(cache: Path | None, progress: Progress, seed: int = 0) -> Any:
+    from edgejoule.stages import Bench, default_cache
+
+    return Bench(notify=progress.notify, cache=(cache or default_cache()).absolute(), seed=seed)
+
+
+def _plan(**values: Any) -> Any:
+    """A measuring plan from options, checked as a study's would be."""
+    from edgejoule.study_file import MeasurePlan, check_plan
+
+    def refuse(key: str, message: str) -> StudyError:
+        return StudyError(f"--{key}: {message}")
+
+    plan = MeasurePlan(**values)
+    check_plan(plan, refuse)
+    return plan
+
+
+def _compile(model: str, backends: list[str], plan: Any, weights: str, bench: Any) -> tuple[Any, ...]:
+    """Artifacts of one model; the first that fails is the error."""
+    from edgejoule.catalog import find_model
+    from edgejoule.errors import BackendError
+    from edgejoule.records import Artifact
+    from edgejoule.stages import compile_model
+
+    artifacts = []
+    for result in compile_model(find_model(model, allow_code=True), backends, plan, weights, bench):
+        if not isinstance(result, Artifact):
+            raise BackendError(f"{result.variant} @ {result.backend}: {result.reason}")
+        artifacts.append(result)
+    return tuple(artifacts)
+
+
+def _flat(row: Any) -> dict[str, Any]:
+    """The fixed shape of a ranked row: plain numbers, with the intervals beside them."""
+    plain = {"sam": row.sam.value if row.sam else None}
+    plain["efficiency_pct_per_mj"] = row.efficiency_pct_per_mj.value if row.efficiency_pct_per_mj else None
+    return plain
+
+
+def _command() -> str:
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+def _print(text: str) -> None:
+    sys.stdout.write(text if text.endswith("\n") else text + "\n")
+
+
+def _print_json(value: Any) -> None:
+    _print(json.dumps(value, allow_nan=False))
+
+
+def _fail(sentence: str) -> NoReturn:
+    print(f"error: {sentence}", file=sys.stderr)
+    sys.exit(2)

@@ -1,0 +1,179 @@
+"""What every leaf must satisfy, ours and third parties' alike: call these in your own tests.
+
+    from edgejoule.contracts import check_meter
+    check_meter("mymeter(port=3)")
+
+Each function returns nothing, or raises ContractError with the first promise that is broken. A leaf whose ``probe`` says
+that it cannot work here is judged by what it says, and by its shape. Host only (torch for models and backends).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from edgejoule import manifest, registry
+from edgejoule.errors import ArtifactError, BackendError, EdgejouleError, TransportError
+from edgejoule.records import Artifact, ModelSpec, Preprocessing, SessionInfo, Trace, Variant
+from edgejoule.seams import Backend, CompileContext, Export, Meter, Sensor, Transport
+
+GRADES = ("A", "B", "C", "D")
+
+
+class ContractError(AssertionError):
+    """A promise of the seams that a leaf breaks."""
+
+
+def check_meter(spelling: str, meter_of: Callable[[str], Meter | None], seconds: float = 0.3) -> None:
+    """A sensor or meter: its facts, its probe and, where it works here, its traces. ``meter_of`` makes a Meter of a spelling."""
+    leaf = _leaf("meter", spelling)
+    remedy = _probe(leaf)
+    if isinstance(leaf, Sensor):
+        _require(leaf.quantity in ("energy_j", "power_w"), f"quantity is {leaf.quantity!r}, not energy_j or power_w")
+        _require(leaf.period_s > 0 and leaf.averaging_s >= 0, "period_s must be positive and averaging_s not negative")
+        _require(leaf.grade in GRADES, f"grade is {leaf.grade!r}, not A to D")
+        _require(bool(leaf.scope), "scope is empty: say what the sensor sees")
+    else:
+        _require(isinstance(leaf, Meter), "it is neither a Sensor (quantity, period_s, …, read) nor a Meter (start, stop)")
+    if remedy is not None:
+        return
+    meter = meter_of(spelling)
+    _require(meter is not None, "no meter could be made of it")
+    assert meter is not None
+    meter.start()
+    time.sleep(seconds)
+    traces = meter.stop()
+    _require(bool(traces), "it gave no trace")
+    for trace in traces:
+        _check_trace(trace)
+
+
+def _check_trace(trace: Trace) -> None:
+    times, values = list(trace.times_s), list(trace.values)
+    _require(len(times) == len(values) >= 2, f"rail {trace.rail}: {len(times)} times and {len(values)} values; at least two of each")
+    _require(all(math.isfinite(x) for x in times + values), f"rail {trace.rail}: a sample is not finite")
+    _require(all(a < b for a, b in itertools.pairwise(times)), f"rail {trace.rail}: times do not increase")
+    if trace.quantity == "energy_j":
+        _require(all(a <= b for a, b in itertools.pairwise(values)), f"rail {trace.rail}: joules decrease (unwrap the counter)")
+    _require(trace.grade in GRADES and bool(trace.scope) and bool(trace.source), f"rail {trace.rail}: grade, scope or source is missing")
+
+
+def check_backend(spelling: str, export: Export, shape: tuple[int, int, int, int], images: Any, workdir: Path) -> None:
+    """Compiles a network, loads it, runs it and breaks it. ``images`` is (B, C, H, W) float32, ``export`` of that shape."""
+    import numpy as np
+
+    backend: Backend = _leaf("backend", spelling)
+    _require(backend.precision in ("fp32", "fp16", "bf16", "int8"), f"precision is {backend.precision!r}")
+    _require(bool(backend.device) and backend.device == backend.device.lower(), "device is a lower-case word, such as cpu")
+    if _probe(backend) is not None:
+        return
+    _require(all(isinstance(v, str) for v in backend.toolchain().values()), "toolchain() maps packages to version texts")
+    made = backend.compile(export, CompileContext(shape=shape, workdir=workdir, calibration=lambda: images))
+    _require(made.is_relative_to(workdir) and made.exists(), f"compile returned {made}, which is not a file in the workdir")
+    artifact = _artifact(spelling, backend, shape, workdir)
+    session = backend.load(artifact, threads=1)
+    before = images.copy()
+    first, second = session.infer(images)["logits"], session.infer(images)["logits"]
+    _require(isinstance(first, np.ndarray) and first.dtype == np.float32, "logits are float32 arrays on the host")
+    _require(first.ndim == 2 and first.shape[0] == shape[0], f"logits are (B, K), not {first.shape}")
+    _require(bool(np.isfinite(first).all()) and float(np.abs(first).max()) > 1e-6, "logits vanish or are not finite")
+    _require(bool(np.allclose(first, second, rtol=1e-5, atol=1e-6)), "the same images give other logits the second time")
+    _require(bool((images == before).all()), "infer changed its input")
+    _check_info(session.info(), backend)
+    _refuses("infer of another shape", lambda: session.infer(images[:, :, :-1]), BackendError)
+    session.close()
+    for file in artifact.files:
+        (workdir / file.name).write_bytes(b"not a model")
+    _refuses("load of a damaged file", lambda: backend.load(artifact, threads=1), (BackendError, ArtifactError))
+
+
+def _check_info(info: SessionInfo, backend: Backend) -> None:
+    _require(info.precision == backend.precision, f"the runtime reads back {info.precision}, asked for {backend.precision}")
+    _require(bool(info.providers) and bool(info.runtime), "info() names neither providers nor runtime")
+    _require(bool(info.inputs) and bool(info.outputs), "info() names no inputs or outputs")
+    _require(info.threads == 1, f"info() says {info.threads} threads where 1 was asked for")
+
+
+def _artifact(spelling: str, backend: Backend, shape: tuple[int, int, int, int], workdir: Path) -> Artifact:
+    names = sorted(str(path.relative_to(workdir)) for path in workdir.rglob("*") if path.is_file())
+    files = manifest.hash_files(workdir, names)
+    grey = Preprocessing((shape[1], shape[2], shape[3]), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    variant = Variant(ModelSpec("contract", "contract", "timm(name='test_vit')", grey), "random", "contract")
+    info = SessionInfo(backend.precision, ("?",), "?", 1)
+    sha256 = manifest.artifact_sha256(files)
+    found = Artifact(sha256, variant, registry.canonical(spelling), backend.precision, shape[0], files, {}, info, None)
+    return dataclasses.replace(found, folder=str(workdir))
+
+
+def check_model(build: Callable[[int], Any], input_size: tuple[int, int, int]) -> None:
+    """A network that follows timm's model API. ``build(num_classes)`` makes it; ``input_size`` is (C, H, W)."""
+    import torch
+
+    module = build(7).eval()
+    for name in ("forward_features", "forward_head", "reset_classifier", "num_features"):
+        _require(hasattr(module, name), f"it has no {name}")
+    images = torch.rand(2, *input_size)  # (B, C, H, W)
+    with torch.inference_mode():
+        logits = module(images)  # (B, K)
+        _require(tuple(logits.shape) == (2, 7), f"logits are {tuple(logits.shape)}, not (2, 7)")
+        parts = module.forward_head(module.forward_features(images))
+        _require(bool(torch.allclose(logits, parts, atol=1e-5)), "forward is not forward_head of forward_features")
+        _require(bool(torch.allclose(logits, module(images), atol=1e-6)), "in eval mode the same images give other logits")
+        _require(bool(torch.allclose(logits[:1], module(images[:1]), atol=1e-3)), "an image's logits depend on the rest of its batch")
+    module.reset_classifier(3)
+    with torch.inference_mode():
+        _require(tuple(module.eval()(images).shape) == (2, 3), "reset_classifier(3) does not give 3 classes")
+    torch.export.export(module, (images,))
+
+
+def check_transport(spelling: str, workdir: Path) -> None:
+    """Files go there and back, lines come as they are printed, a failing and a hanging command raise TransportError."""
+    transport: Transport = _leaf("transport", spelling)
+    if _probe(transport) is not None:
+        return
+    here, there, back = workdir / "here", str(workdir / "there"), workdir / "back"
+    here.write_bytes(bytes(range(256)))
+    transport.push(here, there)
+    transport.pull(there, back)
+    _require(back.read_bytes() == here.read_bytes(), "a file came back changed")
+    lines = list(transport.run(["sh", "-c", "cat; echo second"], "first\n", 20.0))
+    _require([line.rstrip("\n") for line in lines] == ["first", "second"], f"expected two lines, found {lines}")
+    _refuses("a failing command", lambda: list(transport.run(["sh", "-c", "exit 3"], "", 20.0)), TransportError)
+    began = time.monotonic()
+    _refuses("a hanging command", lambda: list(transport.run(["sleep", "60"], "", 0.5)), TransportError)
+    _require(time.monotonic() - began < 20, "the time limit was not kept")
+
+
+def _leaf(kind: str, spelling: str) -> Any:
+    leaf = registry.create(kind, spelling)
+    frozen = dataclasses.is_dataclass(leaf) and type(leaf).__dataclass_params__.frozen  # type: ignore[attr-defined]
+    _require(frozen, f"{type(leaf).__name__} is not a frozen dataclass")
+    _require(bool(type(leaf).__doc__), f"{type(leaf).__name__} has no docstring")
+    return leaf
+
+
+def _probe(leaf: Any) -> str | None:
+    answer = leaf.probe()
+    said = answer is None or (isinstance(answer, str) and bool(answer.strip()) and "\n" not in answer)
+    _require(said, f"probe() returned {answer!r}: None or one sentence")
+    return answer if isinstance(answer, str) else None
+
+
+def _refuses(what: str, call: Callable[[], Any], kinds: type[EdgejouleError] | tuple[type[EdgejouleError], ...]) -> None:
+    try:
+        call()
+    except kinds:
+        return
+    except Exception as error:
+        raise ContractError(f"{what} raises {type(error).__name__}, a foreign exception: map it to ours") from error
+    raise ContractError(f"{what} raises nothing")
+
+
+def _require(holds: bool, promise: str) -> None:
+    if not holds:
+        raise ContractError(promise)

@@ -1,0 +1,193 @@
+"""Raw traces and a window in, joules out: gross, above idle, and every reason to doubt them. Pure numpy: no clock, no sensor.
+
+Power is integrated by trapezoid on the true sample times with interpolated edges; a counter by its interpolated difference.
+A sensor that averages over w smears a step; so does a poll every p. Integrating from ``pad`` before the window to ``pad``
+after it, pad >= 5 w, and taking idle off again conserves the area (the edge bias, -w/2T for a boxcar and -w/T for an
+exponential filter, vanishes), which is what is done wherever the idle before and after is long enough. What happens in that
+pad beyond idle (a clock that ramps down slowly) is thus charged to the window. Does not know images or repeats.
+What cannot be measured is None, never 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from edgejoule.caveats import caveat
+from edgejoule.records import Caveat, Phase, Trace
+
+PAD = 5.0  # averaging times on each side: an exponential filter has forgotten all but 0.7 %
+FEWEST_UPDATES = 20
+GAP = 5.0  # median periods
+IDLE_DRIFT_W, IDLE_DRIFT = 0.05, 0.03
+AMPLE = 100.0  # averaging times: a window this long needs no padding (bias <= 0.5 % boxcar, 1 % exponential)
+
+Samples = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Energy:
+    """A window's energy over all rails that add up to the whole; None where it could not be measured (``caveats`` say why)."""
+
+    energy_j: float | None  # gross
+    net_energy_j: float | None  # above idle
+    idle_w: float | None
+    power_w: float | None  # mean over the window, gross
+    caveats: tuple[Caveat, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Rail:
+    energy_j: float | None
+    net_j: float | None
+    idle_w: float | None
+    before_w: float | None = None
+    after_w: float | None = None
+    caveats: tuple[Caveat, ...] = ()
+
+
+def samples(trace: Trace) -> tuple[Samples, Samples]:
+    """Times on the trial's clock in seconds and values in SI, both (N,), without a copy of the values."""
+    times = np.frombuffer(trace.times_s, dtype=np.float64) if len(trace.times_s) else np.empty(0)
+    values = np.frombuffer(trace.values, dtype=np.float64) if len(trace.values) else np.empty(0)
+    return times + trace.offset_s, values
+
+
+def integrate(trace: Trace, start_s: float, stop_s: float) -> float | None:
+    """Joules of one rail between two instants of the trial's clock; None where the trace does not cover them."""
+    times, values = samples(trace)
+    if len(times) < 2 or times[0] > start_s or times[-1] < stop_s or stop_s <= start_s:
+        return None
+    if trace.quantity == "energy_j":
+        first, last = np.interp([start_s, stop_s], times, values)
+        return float(last - first)
+    inside = (times > start_s) & (times < stop_s)
+    at = np.concatenate(([start_s], times[inside], [stop_s]))
+    power = np.interp(at, times, values)
+    return float(np.sum(np.diff(at) * (power[1:] + power[:-1]) / 2))
+
+
+def pad_s(trace: Trace) -> float:
+    """How far beyond the window's edges this rail must be integrated: its memory, and two polls for the edges' interpolation."""
+    return max(PAD * trace.averaging_s, 2 * trace.period_s)
+
+
+def window_energy(traces: Sequence[Trace], window: Phase, before: Phase | None = None, after: Phase | None = None) -> Energy:
+    """The energy of a window from the rails with ``total=True``, with the idle phases around it for the net figure.
+
+    No traces give an empty Energy with the caveat ``no_meter``. One rail that cannot be measured leaves the sum unmeasured.
+    """
+    totals = [trace for trace in traces if trace.total]
+    if not totals:
+        seen = "no meter recorded" if not traces else "none of the recorded rails is part of the total"
+        return Energy(None, None, None, None, (caveat("no_meter", seen),))
+    rails = [_rail(trace, window, before, after) for trace in totals]
+    doubts = [doubt for rail in rails for doubt in rail.caveats]
+    gross, net, idle = _sum([r.energy_j for r in rails]), _sum([r.net_j for r in rails]), _sum([r.idle_w for r in rails])
+    doubts += _idle_drift(_sum([r.before_w for r in rails]), _sum([r.after_w for r in rails]))
+    if gross is not None and gross <= 0:
+        doubts.append(caveat("negative_energy", f"{gross:.4g} J in {window.stop_s - window.start_s:.3g} s"))
+        gross = net = None
+    if net is not None and net <= 0:
+        doubts.append(caveat("negative_energy", f"{net:.4g} J above an idle of {idle:.4g} W"))
+        net = None
+    power = None if gross is None else gross / (window.stop_s - window.start_s)
+    return Energy(gross, net, idle, power, tuple(_distinct(doubts)))
+
+
+def _rail(trace: Trace, window: Phase, before: Phase | None, after: Phase | None) -> _Rail:
+    duration = window.stop_s - window.start_s
+    doubts, unmeasured = _check(trace, window)
+    pad = pad_s(trace)
+    before_w = _idle_w(trace, before, PAD * trace.averaging_s)
+    after_w = _idle_w(trace, after, PAD * trace.averaging_s)
+    known = [w for w in (before_w, after_w) if w is not None]
+    idle_w = float(np.mean(known)) if known else None
+    gross = integrate(trace, window.start_s, window.stop_s)
+    net = None if gross is None or idle_w is None else gross - idle_w * duration
+    padded = None
+    if before is not None and after is not None and before_w is not None and after_w is not None:
+        if min(before.stop_s - before.start_s, after.stop_s - after.start_s) >= pad:
+            padded = integrate(trace, window.start_s - pad, window.stop_s + pad)
+        if padded is not None:
+            mean_w = _idle_at((window.start_s + window.stop_s) / 2, before, after, before_w, after_w)
+            idle_w, net = mean_w, padded - mean_w * (duration + 2 * pad)
+            gross = net + mean_w * duration
+    if padded is None and duration < AMPLE * trace.averaging_s:
+        doubts.append(caveat("short_window", f"{trace.rail}: {duration:.3g} s, and the sensor averages over {trace.averaging_s:g} s"))
+    if unmeasured or gross is None:
+        if gross is None and not unmeasured:
+            doubts.append(caveat("trace_gap", f"{trace.rail}: the samples do not cover the window"))
+        return _Rail(None, None, None, caveats=tuple(doubts))
+    return _Rail(gross, net, idle_w, before_w, after_w, tuple(doubts))
+
+
+def _check(trace: Trace, window: Phase) -> tuple[list[Caveat], bool]:
+    """The doubts about one rail in the window, and whether they leave its energy unmeasured."""
+    times, values = samples(trace)
+    duration = window.stop_s - window.start_s
+    inside = (times >= window.start_s) & (times <= window.stop_s)
+    held = values[inside]
+    counter = trace.quantity == "energy_j"
+    updates = float(np.count_nonzero(np.diff(held))) if counter and len(held) else float(len(held))
+    if trace.averaging_s > 0:
+        updates = min(updates, duration / trace.averaging_s)
+    doubts: list[Caveat] = []
+    if _stuck(trace, times, values if not counter else held):
+        return [caveat("stuck_sensor", f"{trace.rail} read {values[-1]:g} {'J' if counter else 'W'} {len(values)} times")], True
+    around = (times >= window.start_s - pad_s(trace)) & (times <= window.stop_s + pad_s(trace))
+    steps = np.diff(times[around])
+    if len(steps) and (longest := float(np.max(steps))) > GAP * max(float(np.median(steps)), trace.period_s):
+        doubts.append(caveat("trace_gap", f"{trace.rail}: {longest:.3g} s without a sample, where one came every {np.median(steps):.3g} s"))
+    if updates < FEWEST_UPDATES - 0.5:  # half an update: a window of exactly 20 may begin or end on one
+        doubts.append(caveat("few_updates", f"{trace.rail}: {updates:.0f} updates in {duration:.3g} s"))
+        return doubts, True
+    return doubts, False
+
+
+def _stuck(trace: Trace, times: Samples, values: Samples) -> bool:
+    """The same value throughout, for more than ten update times: of a counter in the window, of power over the whole trace."""
+    if len(values) < 10 or np.ptp(values) > 0:
+        return False
+    return trace.quantity == "energy_j" or float(times[-1] - times[0]) > 10 * max(trace.averaging_s, trace.period_s)
+
+
+def _idle_w(trace: Trace, phase: Phase | None, settle_s: float) -> float | None:
+    """Mean watts of an idle phase once the sensor has forgotten the load before it; None where nothing is left."""
+    if phase is None or phase.stop_s - phase.start_s <= settle_s:
+        return None
+    # The trace's first sample may lie a fraction of a poll inside the phase.
+    times, _ = samples(trace)
+    if not len(times):
+        return None
+    start = max(phase.start_s + settle_s, float(times[0]))
+    stop = min(phase.stop_s, float(times[-1]))
+    joules = integrate(trace, start, stop) if stop - start > settle_s / 10 else None
+    return None if joules is None else joules / (stop - start)
+
+
+def _idle_at(at_s: float, before: Phase, after: Phase, before_w: float, after_w: float) -> float:
+    """Idle watts interpolated in time between the middles of the two idle phases."""
+    first, last = (before.start_s + before.stop_s) / 2, (after.start_s + after.stop_s) / 2
+    return float(np.interp(at_s, [first, last], [before_w, after_w]))
+
+
+def _idle_drift(before_w: float | None, after_w: float | None) -> list[Caveat]:
+    if before_w is None or after_w is None:
+        return []
+    allowed = max(IDLE_DRIFT * (before_w + after_w) / 2, IDLE_DRIFT_W)
+    if abs(after_w - before_w) <= allowed:
+        return []
+    return [caveat("idle_drift", f"{before_w:.3g} W before, {after_w:.3g} W after")]
+
+
+def _sum(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(sum(known)) if len(known) == len(values) else None
+
+
+def _distinct(doubts: Sequence[Caveat]) -> list[Caveat]:
+    return list({(doubt.code, doubt.seen): doubt for doubt in doubts}.values())

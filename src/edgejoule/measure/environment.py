@@ -1,0 +1,154 @@
+"""What must be equal before two trials may be compared (the fingerprint), and what was merely observed.
+
+From /proc, /sys, ``platform`` and package metadata; well under 0.1 s, and never fails: what a system does not show is left
+empty. The fingerprint covers processor, kernel, power mode, governor, usable cores, threads, runtime and package
+versions; not load, temperatures, clocks or free memory. No host name: a container's changes at every start.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+
+from edgejoule.records import Device, Environment, digest
+
+RUNTIMES = ("onnxruntime", "onnxruntime-gpu", "openvino", "torch", "tensorrt", "ai-edge-litert", "executorch", "ncnn")
+MEMORY_STEP = 2**28  # kernels reserve a little more or less: total memory is compared in steps of 256 MiB
+
+
+def environment(threads: int, runtime: str = "", root: Path = Path("/")) -> Environment:
+    """This machine and this process's software. ``runtime`` is a session's own word, as ``"onnxruntime 1.31.1"``.
+
+    Without a runtime all installed runtimes' versions count, so that a key made before loading changes with any of them.
+    """
+    device = Device(
+        name=_device_name(root),
+        cpu=_cpu(root),
+        arch=platform.machine(),
+        cores=_usable_cores(),
+        memory_bytes=_memory_bytes(root),
+        system=f"{platform.system()} {platform.release()}",
+        accelerator=_accelerator(root),
+        power_mode=_power_mode(),
+        governor=_text(root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+    )
+    versions = _versions(runtime)
+    compared = {
+        "device": (device.name, device.cpu, device.arch, device.cores, round(device.memory_bytes / MEMORY_STEP), device.system),
+        "state": (device.accelerator, device.power_mode, device.governor),
+        "threads": threads,
+        "runtime": runtime,
+        "versions": versions,
+    }
+    return Environment(device, threads, runtime, versions, digest(compared)[:16], _observed(root))
+
+
+def _versions(runtime: str) -> dict[str, str]:
+    said = runtime.split(" ")[0]
+    packages = tuple(name for name in RUNTIMES if name.split("-")[0] == said.split("-")[0]) if said else RUNTIMES
+    found = {"python": platform.python_version()}
+    for name in ("edgejoule", "numpy", *packages):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _device_name(root: Path) -> str:
+    """A board's model name, or a computer's maker and product; the processor where nobody gave it a name."""
+    if board := _text(root / "proc/device-tree/model"):
+        return board
+    dmi = root / "sys/class/dmi/id"
+    product = " ".join(filter(None, (_text(dmi / "sys_vendor"), _text(dmi / "product_name"))))
+    return product or _cpu(root)
+
+
+def _cpu(root: Path) -> str:
+    fields: dict[str, str] = {}
+    for line in _text(root / "proc/cpuinfo").splitlines():
+        key, _, value = line.partition(":")
+        fields.setdefault(key.strip(), value.strip())
+    # ARM kernels give part numbers instead of a name; /proc/cpuinfo's "Hardware" names the chip on some.
+    part = "ARM part {} variant {}".format(fields.get("CPU part", ""), fields.get("CPU variant", "")) if "CPU part" in fields else ""
+    return fields.get("model name") or fields.get("Hardware") or part or platform.processor() or platform.machine()
+
+
+def _usable_cores() -> int:
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # macOS and Windows do not show the affinity
+        return os.cpu_count() or 1
+
+
+def _memory_bytes(root: Path) -> int:
+    for line in _text(root / "proc/meminfo").splitlines():
+        words = line.split()
+        if words[:1] == ["MemTotal:"] and len(words) > 1 and words[1].isdigit():
+            return int(words[1]) * 1024
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return 0
+
+
+def _accelerator(root: Path) -> str:
+    """The first NVIDIA GPU's name; NVML is asked only where the kernel's driver is loaded."""
+    if not (root / "proc/driver/nvidia/version").exists():
+        return ""
+    try:
+        import pynvml
+    except ImportError:
+        return "NVIDIA"
+    try:
+        pynvml.nvmlInit()
+        name = pynvml.nvmlDeviceGetName(pynvml.nvmlDeviceGetHandleByIndex(0))
+    except pynvml.NVMLError:
+        return "NVIDIA"
+    return name.decode() if isinstance(name, bytes) else str(name)
+
+
+def _power_mode() -> str:
+    """Jetson's power mode by name and number (``MAXN_SUPER (2)``): numbers alone move between releases."""
+    tool = shutil.which("nvpmodel")
+    if tool is None:
+        return ""
+    try:
+        said = subprocess.run([tool, "-q"], capture_output=True, text=True, timeout=2, check=False).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return "unknown"
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    for line, following in zip(lines, [*lines[1:], ""], strict=True):
+        if line.startswith("NV Power Mode:"):
+            name = line.partition(":")[2].strip()
+            return f"{name} ({following})" if following.isdigit() else name
+    return "unknown"
+
+
+def _observed(root: Path) -> dict[str, str]:
+    seen: dict[str, str] = {}
+    if hasattr(os, "getloadavg"):
+        try:
+            seen["load_1min"] = f"{os.getloadavg()[0]:.2f}"
+        except OSError:
+            seen["load_1min"] = "unknown"
+    for zone in sorted(root.glob("sys/class/thermal/thermal_zone*"))[:8]:
+        reading = _text(zone / "temp")
+        if reading.lstrip("-").isdigit():
+            seen[f"temperature_c.{_text(zone / 'type') or zone.name}"] = f"{int(reading) / 1000:.1f}"
+    for file in sorted(root.glob("sys/devices/system/cpu/cpu[0-9]*/cpufreq/scaling_cur_freq"))[:16]:
+        reading = _text(file)
+        if reading.isdigit():
+            seen[f"clock_mhz.{file.parent.parent.name}"] = f"{int(reading) / 1000:.0f}"
+    return seen
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8", errors="replace").strip("\x00 \n\t")
+    except OSError:  # what a system does not show stays empty
+        return ""

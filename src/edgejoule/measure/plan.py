@@ -1,0 +1,87 @@
+"""Which artifacts still need a repeat, in what order, and the key that a trial is stored under. Pure: no clock, no store.
+
+Repeats interleave at random (a drift of the machine then meets all models alike), and stop by the sequential rule: at least
+``repeats_min``, then until the intervals of latency and energy are narrow enough, at most ``repeats_max``.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from edgejoule.measure.energy import window_energy
+from edgejoule.measure.stats import half_width, t_interval
+from edgejoule.records import Interval, Protocol, Trial, Workload, digest
+
+
+def next_round(trials: Mapping[str, Sequence[Trial]], labels: Sequence[str], protocol: Protocol, seed: int) -> tuple[str, ...]:
+    """The labels that need one more repeat, in this round's random order; empty when all are done.
+
+    A rejected repeat does not count towards ``repeats_min``, but does towards ``repeats_max``: a machine that spoils every
+    repeat must not be measured for ever. The same trials, labels and seed give the same order.
+    """
+    needy = sorted(label for label in set(labels) if needs_repeat(trials.get(label, ()), protocol))
+    turn = max((len(trials.get(label, ())) for label in labels), default=0)
+    random.Random(f"{seed}:{turn}").shuffle(needy)
+    return tuple(needy)
+
+
+def needs_repeat(trials: Sequence[Trial], protocol: Protocol) -> bool:
+    """Whether one artifact's repeats are too few, or its intervals still too wide and the cap not reached."""
+    if len(trials) >= protocol.repeats_max:
+        return False
+    kept = [trial for trial in trials if not is_rejected(trial)]
+    return len(kept) < protocol.repeats_min or not narrow_enough(kept, protocol)
+
+
+def narrow_enough(kept: Sequence[Trial], protocol: Protocol) -> bool:
+    """Whether the intervals of the latency's median and of energy (where a sensor measured it, not a model) meet the protocol."""
+    latency = half_width(t_interval([median_latency_s(trial) for trial in kept]))
+    if latency is None or latency > protocol.latency_half_width:
+        return False
+    energies = [gross_j_per_image(trial) for trial in kept]
+    known = [joules for joules in energies if joules is not None]
+    if len(known) < 2 or any(trace.grade == "D" for trace in kept[0].traces):
+        return True  # an estimate claims no interval, and absent energy has none
+    width = half_width(t_interval(known))
+    return width is not None and width <= protocol.energy_half_width
+
+
+def is_rejected(trial: Trial) -> bool:
+    return any(doubt.severity == "reject" for doubt in trial.caveats)
+
+
+def median_latency_s(trial: Trial) -> float:
+    """Median seconds per inference (a batch is one inference)."""
+    return float(np.median(np.frombuffer(trial.latencies_s, dtype=np.float64)))
+
+
+def gross_j_per_image(trial: Trial) -> float | None:
+    """Gross joules per image of the window; None where it was not measured."""
+    window = trial.phase("window")
+    if window is None or not trial.traces:
+        return None
+    energy = window_energy(trial.traces, window, trial.phase("idle_before"), trial.phase("idle_after"))
+    return None if energy.energy_j is None else energy.energy_j / (len(trial.latencies_s) * trial.workload.batch)
+
+
+def reached(interval: Interval, relative: float) -> bool:
+    """Whether an interval is at most +-``relative`` of its value wide; an interval without bounds is not."""
+    width = half_width(interval)
+    return width is not None and width <= relative
+
+
+def trial_key(artifact_sha256: str, workload: Workload, protocol: Protocol, environment_fingerprint: str, meter: str, repeat: int) -> str:
+    """A trial's identity, from hashes and not from spellings: equal keys mean the same work on the same machine."""
+    return digest(
+        {
+            "artifact": artifact_sha256,
+            "workload": workload,
+            "protocol": protocol,
+            "environment": environment_fingerprint,
+            "meter": meter,
+            "repeat": repeat,
+        }
+    )

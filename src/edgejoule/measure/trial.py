@@ -1,0 +1,202 @@
+"""One repeat, from loading to the last idle second: the order of events, and nothing else.
+
+    load · first inference · warm-up to steady state │ meter on │ idle · window · idle │ meter off
+
+Images are normalised before the window, unless the workload is end to end. All phases are stamped on one monotonic clock, the
+traces' own. Each idle phase is longer than the protocol's by the sensor's memory, so that a clean idle of that length
+remains. Keeps raw timings and traces; derives no statistic. Knows no runtime and no sensor, imports neither torch nor scipy.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgejoule.caveats import caveat
+from edgejoule.errors import ArtifactError, EdgejouleError, MeterError, SpecError
+from edgejoule.measure import conditions, memory
+from edgejoule.measure.energy import PAD
+from edgejoule.measure.environment import environment
+from edgejoule.measure.warmup import Warmed, warm_up
+from edgejoule.measure.window import image_pool, latencies, run_window, timing_doubts
+from edgejoule.records import Artifact, Caveat, Environment, Floats, Job, Phase, Preprocessing, Protocol, Trace, Trial
+from edgejoule.seams import Meter, Session
+
+Normalise = Callable[[npt.NDArray[np.uint8], Preprocessing], npt.NDArray[np.float32]]
+MOST_EXPECTED = 10_000_000  # stamps allocated beforehand: 80 MB
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What a trial takes from the world, so that tests can run the order of events without any real time."""
+
+    clock: Callable[[], float] = time.perf_counter
+    sleep: Callable[[float], None] = time.sleep
+    now: Callable[[], float] = time.time
+    describe: Callable[[int, str], Environment] = environment
+    notify: Callable[[str], None] = lambda phase: None
+    root: Path = conditions.SYSTEM
+
+
+def run_trial(
+    load: Callable[[], Session],
+    artifact: Artifact,
+    images: npt.NDArray[np.uint8],
+    job: Job,
+    meter: Meter | None,
+    normalise: Normalise | None = None,
+    bench: Bench | None = None,
+) -> Trial:
+    """Measure one artifact once. ``images`` are uint8 crops (N, C, H, W), ``load`` opens the session.
+
+    Raises SpecError or ArtifactError where job and artifact do not fit, and what the session or the meter raise.
+    """
+    bench = bench or Bench()
+    protocol = _check(job, artifact)
+    # The pool is made before the session exists, so that its memory is not taken for the runtime's growth in the window.
+    pool, infer_on = _prepare(images, job, artifact.variant.spec.preprocessing, normalise)
+    memory.reset_peak()
+    phases: list[Phase] = []
+    started_at, clock = bench.now(), bench.clock
+
+    def enter(name: Any, work: Callable[[], Any]) -> Any:
+        bench.notify(name)
+        start = clock()
+        result = work()
+        phases.append(Phase(name, start, clock()))
+        return result
+
+    session: Session = enter("load", load)
+    try:
+        infer = infer_on(session)
+        enter("first", lambda: infer(pool[0]))
+        state = bench.describe(job.threads, session.info().runtime)
+        warmed: Warmed = enter("warmup", lambda: warm_up(lambda i: infer(pool[i % len(pool)]), protocol, clock))
+        recorded = _record(infer, pool, job, protocol, warmed, meter, enter, bench)
+        peak = memory.peak_bytes()
+    finally:
+        session.close()
+    spent = {phase.name: phase.stop_s - phase.start_s for phase in phases}
+    return Trial(
+        key=job.key,
+        artifact_sha256=artifact.sha256,
+        workload=job.workload,
+        protocol=protocol,
+        meter=job.meter or "none",
+        repeat=job.repeat,
+        environment=state,
+        started_at=started_at,
+        phases=tuple(phases),
+        latencies_s=recorded.latencies_s,
+        load_s=spent["load"],
+        first_inference_s=spent["first"],
+        peak_memory_bytes=peak,
+        traces=recorded.traces,
+        caveats=tuple(_warmup_doubts(warmed, protocol) + recorded.caveats),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Recorded:
+    latencies_s: Floats
+    traces: tuple[Trace, ...]
+    caveats: list[Caveat]
+
+
+def _record(
+    infer: Callable[[Any], Any],
+    pool: list[Any],
+    job: Job,
+    protocol: Protocol,
+    warmed: Warmed,
+    meter: Meter | None,
+    enter: Callable[[str, Callable[[], Any]], Any],
+    bench: Bench,
+) -> _Recorded:
+    """The metered part: idle, window, idle. The meter is stopped whatever happens."""
+    memory_s = PAD * float(getattr(meter, "averaging_s", 0.0))
+    duration_s, at_least = window_size(protocol, job.workload.batch, float(getattr(meter, "averaging_s", 0.0)))
+    expected = min(MOST_EXPECTED, int(1.5 * duration_s / max(warmed.typical_s, 1e-7)))
+    watch = conditions.ClockWatch(bench.root)
+    traces: tuple[Trace, ...] = ()
+    if meter is not None:
+        meter.start()
+    try:
+        enter("idle_before", lambda: bench.sleep(protocol.idle_s + memory_s))
+        watch.start()
+        before = conditions.look(bench.root, bench.clock)
+        stamps: Floats = enter("window", lambda: run_window(infer, pool, duration_s, at_least, expected, bench.clock))
+        after = conditions.look(bench.root, bench.clock)
+        said = _said(meter)
+        found = watch.stop()
+        enter("idle_after", lambda: bench.sleep(protocol.idle_s + memory_s))
+    except BaseException:
+        watch.stop()
+        if meter is not None:
+            with suppress(EdgejouleError):  # the first error is the one to report
+                meter.stop()
+        raise
+    if meter is not None:
+        traces = meter.stop()
+        if not traces:
+            raise MeterError(f"the meter {job.meter} recorded nothing: check it with edgejoule doctor")
+    found += conditions.doubts(before, after)
+    found += [caveat(code, seen) for code, seen in said.items()]
+    found += getattr(meter, "caveats", ())
+    if meter is None:
+        found.append(caveat("no_meter", "measured without a meter"))
+    spent = latencies(stamps)
+    return _Recorded(spent, traces, found + timing_doubts(spent))
+
+
+def window_size(protocol: Protocol, batch: int, averaging_s: float = 0.0) -> tuple[float, int]:
+    """How long a window lasts, in seconds, and its least number of inferences: by count where the protocol fixes the images."""
+    if protocol.images is not None:
+        return 0.0, math.ceil(protocol.images / batch)
+    return max(protocol.window_s, protocol.sensor_windows * averaging_s), protocol.window_inferences
+
+
+def _check(job: Job, artifact: Artifact) -> Protocol:
+    batch = job.workload.batch
+    if job.protocol is None:
+        raise SpecError("a measure job needs a protocol: expected one of the profiles, as quick or standard")
+    if job.workload.scenario == "single_stream" and batch != 1:
+        raise SpecError(f"single_stream is one image at a time, but the batch is {batch}: use scenario offline, or batch 1")
+    if batch != artifact.batch:
+        raise ArtifactError(f"{artifact.label} was compiled for batch {artifact.batch}, the workload's is {batch}: compile it again")
+    return job.protocol
+
+
+def _prepare(
+    images: npt.NDArray[np.uint8], job: Job, preprocessing: Preprocessing, normalise: Normalise | None
+) -> tuple[list[Any], Callable[[Session], Callable[[Any], Mapping[str, Any]]]]:
+    """The pool that is cycled, and what is timed on each of its members: the session, or normalising and the session."""
+    if normalise is None:
+        from edgejoule.data import normalise
+    scale: Normalise = normalise
+    crops = image_pool(images, job.workload.batch)
+    if job.workload.end_to_end:
+        return list(crops), lambda session: lambda batch: session.infer(scale(batch, preprocessing))
+    ready = [np.ascontiguousarray(scale(batch, preprocessing), dtype=np.float32) for batch in crops]
+    return ready, lambda session: session.infer
+
+
+def _said(meter: Meter | None) -> Mapping[str, str]:
+    """What the metered device says of itself while it is still hot (an optional method of meters)."""
+    ask = getattr(meter, "doubts", None)
+    return ask() if callable(ask) else {}
+
+
+def _warmup_doubts(warmed: Warmed, protocol: Protocol) -> list[Caveat]:
+    if warmed.steady:
+        return []
+    seen = f"not steady after {protocol.warmup_cap_s:g} s, {warmed.inferences} inferences in {warmed.blocks} blocks"
+    return [caveat("no_steady_state", seen)]

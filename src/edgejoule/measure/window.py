@@ -1,0 +1,108 @@
+"""The timed window: back-to-back inferences, one clock reading each, and what the timings themselves give away.
+
+The loop does as little as it can (benchmarks/overhead.py keeps its share below 1 %): an inference's latency is the
+time from the end of the one before to its own end, so that latencies add up to the window exactly. Images are cycled from a
+pool that is ready before. Knows no meter and no protocol.
+"""
+
+from __future__ import annotations
+
+import gc
+import itertools
+from array import array
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgejoule.caveats import caveat
+from edgejoule.errors import DataError
+from edgejoule.records import Caveat, Floats, floats
+
+POOL = 64  # distinct images at most: enough to defeat caches of one input, small enough for a board
+DRIFT, DRIFT_SLIGHT = 0.03, 0.02
+THIRD = 5  # inferences in a third of the window: fewer give no verdict on drift
+OUTLYING = 14.826  # median absolute deviations, as hyperfine's
+SIGMA = 1.4826  # a normal distribution's standard deviation over its median absolute deviation
+
+
+def image_pool(crops: npt.NDArray[np.uint8], batch: int) -> list[npt.NDArray[np.uint8]]:
+    """Batches (B, C, H, W) of at most 64 distinct crops of (N, C, H, W); crops repeat only where a batch needs more than there are.
+
+    Raises DataError where there is no crop or the array is not uint8 of rank 4.
+    """
+    if crops.ndim != 4 or crops.dtype != np.uint8 or not len(crops):
+        raise DataError(f"expected at least one image as uint8 (N, C, H, W), found {crops.dtype} {crops.shape}: prepare the images again")
+    distinct = crops[:POOL]
+    batches = max(1, len(distinct) // batch)
+    order = np.arange(batches * batch) % len(distinct)
+    return [np.ascontiguousarray(distinct[order[i * batch : (i + 1) * batch]]) for i in range(batches)]
+
+
+def run_window(
+    infer: Callable[[Any], Any], pool: Sequence[Any], duration_s: float, at_least: int, expected: int, clock: Callable[[], float]
+) -> Floats:
+    """Call ``infer`` on the pool in turn until both the duration and the number are reached -> the instants (n + 1,) between calls.
+
+    ``expected`` calls are allocated for beforehand; the buffer doubles where more are made. The garbage collector is held off.
+    """
+    stamps = array("d", bytes(8 * (max(at_least, expected) + 2)))
+    size = len(stamps)
+    collecting = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        done = 0
+        stamps[0] = now = clock()
+        deadline = now + duration_s
+        for images in itertools.cycle(pool):
+            infer(images)
+            now = clock()
+            done += 1
+            if done == size:
+                stamps.extend(array("d", bytes(8 * size)))
+                size = len(stamps)
+            stamps[done] = now
+            if now >= deadline and done >= at_least:
+                break
+    finally:
+        if collecting:
+            gc.enable()
+    return stamps[: done + 1]
+
+
+def latencies(stamps: Floats) -> Floats:
+    """(n + 1,) instants -> (n,) seconds per inference."""
+    return floats(np.diff(np.frombuffer(stamps, dtype=np.float64)).tolist())
+
+
+def timing_doubts(latencies_s: Floats) -> list[Caveat]:
+    """Drift between the first and the last third of the window, and outliers: flagged, never deleted.
+
+    A drift counts only where three standard errors of the two medians do not explain it, and from five inferences a third up:
+    the medians of two or three inferences differ by more than 3 % by chance alone.
+    """
+    values = np.frombuffer(latencies_s, dtype=np.float64)
+    third = len(values) // 3
+    doubts: list[Caveat] = []
+    if third >= THIRD:
+        first, last = values[:third], values[-third:]
+        change = float(np.median(last) / np.median(first)) - 1
+        noise = (_median_error(first) ** 2 + _median_error(last) ** 2) ** 0.5 / float(np.median(first))
+        if change > DRIFT_SLIGHT and change > 3 * noise:
+            code = "drift" if change > DRIFT else "drift_slight"
+            doubts.append(caveat(code, f"the last third's median is {100 * change:.1f} % above the first third's"))
+    if len(values) >= 3 * THIRD:
+        centre = float(np.median(values))
+        mad = float(np.median(np.abs(values - centre)))
+        far = int(np.count_nonzero(np.abs(values - centre) > OUTLYING * mad)) if mad > 0 else 0
+        if far:
+            doubts.append(caveat("outliers", f"{far} of {len(values)} inferences, the slowest {1e3 * float(values.max()):.4g} ms"))
+    return doubts
+
+
+def _median_error(values: npt.NDArray[np.float64]) -> float:
+    """Standard error of a median, from the spread around it (1.2533 is sqrt(pi / 2), for a normal distribution)."""
+    mad = float(np.median(np.abs(values - np.median(values))))
+    return 1.2533 * SIGMA * mad / len(values) ** 0.5

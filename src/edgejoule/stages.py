@@ -1,0 +1,327 @@
+"""The joints of the pipeline: each function hands one stage's records to the next, and a stage only what it needs.
+
+Stages know nothing of one another; this file and the command line are the only places where they meet. One model's
+error becomes a ``Failure`` and the rest goes on; what concerns the whole run (a full disk, a missing meter) is raised.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from edgejoule import data, registry
+from edgejoule.catalog import find_model, pool
+from edgejoule.errors import (
+    AgentError,
+    ArtifactError,
+    BackendError,
+    MeterError,
+    ModelError,
+    OutputError,
+    SpecError,
+)
+from edgejoule.records import (
+    Accuracy,
+    Artifact,
+    Failure,
+    Job,
+    Measurement,
+    ModelSpec,
+    Outputs,
+    Protocol,
+    Screened,
+    Trial,
+    Workload,
+)
+from edgejoule.seams import Backend
+from edgejoule.store import Store
+from edgejoule.study_file import MeasurePlan, ScreenPlan
+
+OF_ONE_MODEL = (ModelError, BackendError, ArtifactError, AgentError, SpecError)
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Progress: ``done`` of ``total`` steps of a stage, and one line of text."""
+
+    stage: str
+    text: str
+    done: int = 0
+    total: int = 0
+
+
+Notify = Callable[[Event], None]
+
+
+def default_cache() -> Path:
+    """Where compiled files and cropped images are kept: $EDGEJOULE_CACHE, else the user's cache folder."""
+    if folder := os.environ.get("EDGEJOULE_CACHE"):
+        return Path(folder)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgejoule"
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """Where and how a run works: what is the same for all its stages."""
+
+    notify: Notify = lambda event: None
+    cache: Path = field(default_factory=default_cache)
+    seed: int = 0
+    transport: str = "local"
+
+
+def cores(threads: int) -> int:
+    """The number of threads meant: as asked, or all the cores this process may use."""
+    if threads:
+        return threads
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+# ---------------------------------------------------------------- stage 1
+
+
+def candidates(plan: ScreenPlan, allow_code: bool = False) -> tuple[ModelSpec, ...]:
+    """The models that a study names. Raises UnknownNameError with the nearest names."""
+    return pool(plan.pool) if plan.pool else tuple(find_model(name, allow_code=allow_code) for name in plan.models)
+
+
+def screen_models(specs: Sequence[ModelSpec], plan: ScreenPlan, bench: Bench) -> tuple[Screened, ...]:
+    """Every candidate, best NetScore first, with the reason where it was rejected."""
+    from edgejoule.screen.select import Thresholds, screen
+
+    thresholds = Thresholds(plan.min_top1_pct, plan.max_params_m, plan.max_macs_g)
+    costs = count_models(specs, bench) if plan.recount else None
+    return screen(specs, thresholds, plan.alpha, plan.beta, plan.gamma, costs)
+
+
+def count_models(specs: Sequence[ModelSpec], bench: Bench) -> Mapping[str, Any]:
+    """Params and MACs of each model, counted on the meta device."""
+    from edgejoule import zoo
+    from edgejoule.screen.cost import count
+
+    costs = {}
+    for done, spec in enumerate(specs):
+        bench.notify(Event("count", spec.name, done, len(specs)))
+        costs[spec.name] = count(zoo.build_meta(spec), spec.preprocessing.input_size)
+    return costs
+
+
+# ---------------------------------------------------------------- compile
+
+
+class LazyExport:
+    """A network that is built and exported only when a backend really compiles: a cached artifact needs neither."""
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self._make = make
+
+    @cached_property
+    def _export(self) -> Any:
+        return self._make()
+
+    @property
+    def module(self) -> Any:
+        return self._export.module
+
+    @property
+    def program(self) -> Any:
+        return self._export.program
+
+    @property
+    def onnx(self) -> Path:
+        return Path(self._export.onnx)
+
+
+def compile_model(spec: ModelSpec, backends: Sequence[str], plan: MeasurePlan, weights: str, bench: Bench) -> Iterator[Artifact | Failure]:
+    """One model for each backend: an artifact, or the reason why there is none."""
+    from edgejoule import zoo
+    from edgejoule.compile.build import build
+    from edgejoule.compile.export import TorchExport
+
+    try:
+        variant = zoo.identify(spec, bench.seed, weights)
+    except OF_ONE_MODEL as error:
+        yield from (Failure(spec.name, backend, "build", str(error)) for backend in backends)
+        return
+    crops, _ = data.write_crops(plan.images, spec.preprocessing, _folder(bench.cache / "images"))
+    with tempfile.TemporaryDirectory(prefix="export-", dir=_folder(bench.cache)) as workdir:
+        shape = (plan.batch, *spec.preprocessing.input_size)
+        export = LazyExport(lambda: TorchExport(zoo.build(variant), shape, Path(workdir)))
+        for backend in backends:
+            try:
+                yield build(
+                    variant,
+                    backend,
+                    export,
+                    crops=crops,
+                    batch=plan.batch,
+                    cache=bench.cache,
+                    threads=cores(plan.threads),
+                    outputs=lambda folder, images, threads: _outputs(folder, images, threads, plan.batch, bench),
+                )
+            except OF_ONE_MODEL as error:
+                yield Failure(variant.label, backend, "compile", str(error))
+
+
+def _outputs(folder: Path, images: Path, threads: int, batch: int, bench: Bench) -> Outputs:
+    """What the compiled file computes in a fresh process, as it will be measured."""
+    from edgejoule.fleet.dispatch import run_job
+
+    workload = Workload("offline" if batch > 1 else "single_stream", batch)
+    answer = run_job(Job("outputs", str(folder), str(images), workload, threads), bench.transport)
+    if not isinstance(answer, Outputs):
+        raise AgentError("the worker answered with a trial where outputs were asked for: is it another version of edgejoule?")
+    return answer
+
+
+# ---------------------------------------------------------------- measure
+
+
+@dataclass(frozen=True, slots=True)
+class Entrant:
+    """One artifact in one measuring plan: all that its trials' keys are made of, but for the repeat."""
+
+    artifact: Artifact
+    crops: Path
+    workload: Workload
+    meter: str
+
+
+def entrants(artifacts: Iterable[Artifact], plan: MeasurePlan, bench: Bench) -> tuple[Entrant, ...]:
+    """The artifacts with their images and meter. Raises MeterError with the remedy where the named meter cannot be read."""
+    chosen: dict[str, str] = {}
+    found = []
+    for artifact in artifacts:
+        device = backend_of(artifact).device
+        if device not in chosen:
+            chosen[device] = _meter(plan.meter, device, bench)
+        crops, sha256 = data.write_crops(plan.images, artifact.variant.spec.preprocessing, _folder(bench.cache / "images"))
+        images = registry.canonical(plan.images)
+        found.append(Entrant(artifact, crops, Workload(plan.scenario, plan.batch, plan.end_to_end, images, sha256), chosen[device]))
+    return tuple(found)
+
+
+def backend_of(artifact: Artifact) -> Backend:
+    backend: Backend = registry.create("backend", artifact.backend)
+    return backend
+
+
+def measure(entered: Sequence[Entrant], plan: MeasurePlan, store: Store, run: int, bench: Bench) -> Iterator[Failure]:
+    """Rounds of repeats, interleaved in random order, until every interval is narrow enough or the cap is reached.
+
+    Every trial is stored the moment it exists; those that are stored already are not run again.
+    """
+    from edgejoule.measure.environment import environment
+    from edgejoule.measure.plan import next_round, trial_key
+    from edgejoule.measure.protocols import profile
+
+    protocol, threads = profile(plan.profile), cores(plan.threads)
+    fingerprint = environment(threads).fingerprint
+    by_label = {entrant.artifact.label: entrant for entrant in entered}
+
+    def key(entrant: Entrant, repeat: int) -> str:
+        return trial_key(entrant.artifact.sha256, entrant.workload, protocol, fingerprint, entrant.meter, repeat)
+
+    trials = {label: _stored(store, [key(entrant, n) for n in range(protocol.repeats_max)]) for label, entrant in by_label.items()}
+    labels = tuple(by_label)
+    while waiting := next_round(trials, labels, protocol, bench.seed):
+        for label in waiting:
+            entrant, repeat = by_label[label], len(trials[label])
+            done = sum(map(len, trials.values()))
+            bench.notify(Event("measure", f"{label}, repeat {repeat + 1}", done, max(done + 1, protocol.repeats_min * len(labels))))
+            try:
+                trial = run_trial(entrant, key(entrant, repeat), protocol, threads, repeat, bench)
+            except OF_ONE_MODEL as error:
+                labels = tuple(other for other in labels if other != label)
+                yield Failure(entrant.artifact.variant.label, entrant.artifact.backend, "measure", str(error))
+                continue
+            store.add_trial(run, trial)
+            trials[label] = (*trials[label], trial)
+
+
+def run_trial(entrant: Entrant, key: str, protocol: Protocol, threads: int, repeat: int, bench: Bench) -> Trial:
+    """One repeat in a fresh process. Raises what the worker raised, or AgentError where it died."""
+    from edgejoule.fleet.dispatch import run_job
+
+    job = Job(
+        action="measure",
+        artifact=entrant.artifact.folder,
+        images=str(entrant.crops),
+        workload=entrant.workload,
+        threads=threads,
+        key=key,
+        protocol=protocol,
+        meter=entrant.meter,
+        repeat=repeat,
+        seed=bench.seed,
+    )
+    answer = run_job(job, bench.transport)
+    if not isinstance(answer, Trial):
+        raise AgentError("the worker answered with outputs where a trial was asked for: is it another version of edgejoule?")
+    return answer
+
+
+def _meter(asked: str, device: str, bench: Bench) -> str:
+    from edgejoule.measure.meters import choose_meter, open_meter
+
+    if registry.parse(asked).name == "auto":
+        chosen, why = choose_meter(device)
+        bench.notify(Event("meter", why))
+        return chosen
+    meter = open_meter(asked)
+    if meter is not None and (missing := meter.probe()):
+        raise MeterError(f"the meter {asked} cannot be used here: {missing}")
+    return registry.canonical(asked)
+
+
+def _stored(store: Store, keys: Sequence[str]) -> tuple[Trial, ...]:
+    """The stored trials of these keys in the order of their repeats, up to the first that is missing."""
+    there = store.trial_keys()
+    present = []
+    for key in keys:
+        if key not in there:
+            break
+        present.append(key)
+    return tuple(sorted(store.trials(present), key=lambda trial: trial.repeat)) if present else ()
+
+
+# ---------------------------------------------------------------- derive
+
+
+def measurements(store: Store) -> tuple[Measurement, ...]:
+    """Every measurement that the stored trials hold, computed afresh; of the same variant measured twice alike, the newest."""
+    from edgejoule.measure.summary import summarise
+
+    artifacts = store.artifacts()
+    groups: dict[tuple[Any, ...], list[Trial]] = {}
+    for trial in store.trials():
+        same = (trial.artifact_sha256, trial.workload, trial.protocol, trial.meter, trial.environment.fingerprint)
+        groups.setdefault(same, []).append(trial)
+    newest: dict[tuple[Any, ...], Measurement] = {}
+    for trials in sorted(groups.values(), key=lambda group: max(trial.started_at for trial in group)):
+        artifact = artifacts[trials[0].artifact_sha256]
+        found = summarise(tuple(trials), artifact, published_accuracy(artifact.variant.spec))
+        alike = (found.variant, found.backend, replace(found.workload, images_sha256=""), found.protocol, found.meter, found.fingerprint)
+        newest[alike] = found
+    return tuple(newest.values())
+
+
+def published_accuracy(spec: ModelSpec) -> Accuracy | None:
+    """The catalog's top-1, labelled as published; None where nobody published one."""
+    published = spec.published
+    if published is None or published.top1_pct is None:
+        return None
+    return Accuracy(spec.dataset, "validation", published.top1_pct / 100, "published", published.source)
+
+
+def _folder(path: Path) -> Path:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot make the folder {path} ({error.strerror}): set EDGEJOULE_CACHE to one that you may write") from error
+    return path

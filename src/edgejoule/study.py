@@ -1,0 +1,115 @@
+"""The whole pipeline as one function that reads like a table of contents. Knows the order of things, and nothing else."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgejoule import __version__, stages
+from edgejoule.errors import OutputError, StudyError
+from edgejoule.records import Artifact, Failure, Measurement, ModelSpec, Ranking, Screened
+from edgejoule.stages import Bench, Event
+from edgejoule.store import NAME, Store
+from edgejoule.study_file import MeasurePlan, RankPlan, Study, load_study
+
+__all__ = ["Outcome", "Study", "load_study", "run_study"]
+REPORT = "report.html"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a run leaves: where its files are, and what they say."""
+
+    store: Path
+    report: Path
+    screened: tuple[Screened, ...]
+    measurements: tuple[Measurement, ...]
+    rankings: tuple[Ranking, ...]
+    failures: tuple[Failure, ...]
+
+
+def run_study(study: Study, out: Path, bench: Bench | None = None, command: str = "") -> Outcome:
+    """Screen, compile, measure, rank and report. Resumes what ``out`` already holds.
+
+    Raises EdgejouleError for what stops the whole run; one model's error becomes a row of ``failures``.
+    """
+    bench = bench or Bench(seed=study.study.seed)
+    check_writable(out)
+    with Store.open(out / NAME) as store:
+        run = store.begin_run(study.study.name, study.text, command, __version__)
+        specs = screen(study, store, run, bench)
+        for plan in study.measure:
+            artifacts = compile_all(study, specs, plan, store, run, bench)
+            measure(artifacts, plan, store, run, bench)
+        return report(study, store, out, command, bench)
+
+
+def screen(study: Study, store: Store, run: int, bench: Bench) -> tuple[ModelSpec, ...]:
+    """Stage 1, stored; the specs that were kept, best NetScore first."""
+    specs = {spec.name: spec for spec in stages.candidates(study.screen)}
+    rows = stages.screen_models(tuple(specs.values()), study.screen, bench)
+    store.add_screened(run, rows)
+    kept = tuple(specs[row.name] for row in rows if row.kept)
+    bench.notify(Event("screen", f"{len(kept)} of {len(rows)} candidates kept", len(rows), len(rows)))
+    if not kept:
+        raise StudyError(f"no candidate of {study.study.name} passes the thresholds: loosen them (edgejoule screen shows each reason)")
+    return kept
+
+
+def compile_all(
+    study: Study, specs: tuple[ModelSpec, ...], plan: MeasurePlan, store: Store, run: int, bench: Bench
+) -> tuple[Artifact, ...]:
+    """Every kept model on every backend; what fails is stored with its reason and left out."""
+    artifacts: list[Artifact] = []
+    done, total = 0, len(specs) * len(study.compile.backends)
+    for spec in specs:
+        bench.notify(Event("compile", spec.name, done, total))
+        for result in stages.compile_model(spec, study.compile.backends, plan, study.screen.weights, bench):
+            done += 1
+            if isinstance(result, Failure):
+                store.add_failure(run, result)
+                bench.notify(Event("compile", f"{result.variant} @ {result.backend} failed: {result.reason}", done, total))
+            else:
+                store.add_artifact(result)
+                artifacts.append(result)
+                bench.notify(Event("compile", f"{result.label}: {result.info.precision}, {result.bytes / 1e6:.1f} MB", done, total))
+    if not artifacts:
+        raise StudyError(f"nothing in {study.study.name} could be compiled: {'; '.join(f.reason for f in store.failures(run)[:2])}")
+    return tuple(artifacts)
+
+
+def measure(artifacts: tuple[Artifact, ...], plan: MeasurePlan, store: Store, run: int, bench: Bench) -> None:
+    """Stage 2: repeats until the intervals are narrow enough; every trial is in the store before the next begins."""
+    for failure in stages.measure(stages.entrants(artifacts, plan, bench), plan, store, run, bench):
+        store.add_failure(run, failure)
+        bench.notify(Event("measure", f"{failure.variant} @ {failure.backend} failed: {failure.reason}"))
+
+
+def report(study: Study, store: Store, out: Path, command: str, bench: Bench) -> Outcome:
+    """Ranks what the store holds and writes the page. Measures nothing."""
+    found = stages.measurements(store)
+    outcome = Outcome(out / NAME, out / REPORT, store.screened(), found, rankings(store, study.rank), store.failures())
+    bench.notify(Event("report", str(outcome.report)))
+    write_report(store, outcome, study.study.name, command)
+    return outcome
+
+
+def check_writable(out: Path) -> None:
+    """Raises OutputError before hours of work, not after them."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out) as file:
+            file.write(b"x" * 4096)
+    except OSError as error:
+        raise OutputError(f"cannot write into {out} ({error.strerror}): choose another folder with --out") from error
+
+
+def rankings(store: Store, plan: RankPlan) -> tuple[Ranking, ...]:
+    """One ranking for each data set, device, workload, protocol, grade and scope in the store."""
+    raise NotImplementedError
+
+
+def write_report(store: Store, outcome: Outcome, title: str, command: str) -> None:
+    raise NotImplementedError(time.time())

@@ -1,0 +1,100 @@
+"""Every registered leaf, ours or a third party's, satisfies its contract; and the contracts can fail."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgejoule import contracts, registry, zoo
+from edgejoule.compile.export import TorchExport
+from edgejoule.measure.meters import open_meter
+
+SHAPE = (1, 3, 160, 160)
+NEEDS_OPTIONS = {"replay": 'replay(path="{trace}")'}
+SPELLINGS = [spelling for name in registry.names("backend") for spelling in (name, f'{name}(precision="bf16")')]
+
+
+@pytest.fixture(scope="module")
+def module() -> Any:
+    return zoo.build(zoo.identify(zoo.spec_of_timm("test_vit"), weights="random"))
+
+
+@pytest.mark.parametrize("spelling", [s for s in SPELLINGS if s != 'onnxruntime(precision="bf16")'])
+def test_every_backend(spelling: str, module: Any, tmp_path: Path) -> None:
+    (tmp_path / "export").mkdir()
+    (tmp_path / "work").mkdir()
+    images = np.random.default_rng(0).normal(size=SHAPE).astype(np.float32)
+    export = TorchExport(module, SHAPE, tmp_path / "export")
+    contracts.check_backend(spelling, export, SHAPE, images, tmp_path / "work")
+
+
+@pytest.mark.parametrize("name", registry.names("meter"))
+def test_every_meter(name: str, tmp_path: Path) -> None:
+    trace = tmp_path / "trace.csv"
+    trace.write_text("time_s,power_w\n" + "".join(f"{i * 0.05},{2 + i % 3}\n" for i in range(100)))
+    contracts.check_meter(NEEDS_OPTIONS.get(name, name).format(trace=trace), open_meter)
+
+
+@pytest.mark.parametrize("name", registry.names("transport"))
+def test_every_transport(name: str, tmp_path: Path) -> None:
+    contracts.check_transport(name, tmp_path)
+
+
+def test_a_model_of_timm() -> None:
+    import timm
+
+    contracts.check_model(lambda classes: timm.create_model("test_vit", num_classes=classes), (3, 160, 160))
+
+
+@dataclasses.dataclass(frozen=True)
+class Liar:
+    """A sensor whose joules run backwards."""
+
+    quantity: str = "energy_j"
+    period_s: float = 0.01
+    averaging_s: float = 0.0
+    grade: str = "C"
+    scope: str = "nothing"
+
+    def probe(self) -> None:
+        return None
+
+    def read(self) -> dict[str, float]:
+        import time
+
+        return {"rail": -time.monotonic()}
+
+
+def test_a_meter_that_lies_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgejoule.measure.LEAVES", {"liar": f"{__name__}:Liar"})
+    with pytest.raises(contracts.ContractError, match="decrease"):
+        contracts.check_meter("liar", open_meter)
+
+
+def test_a_model_that_mixes_its_batch_is_caught() -> None:
+    import timm
+    import torch
+
+    class Mixing(torch.nn.Module):
+        def __init__(self, inner: Any) -> None:
+            super().__init__()
+            self.inner = inner
+            self.num_features = inner.num_features
+            self.reset_classifier = inner.reset_classifier
+
+        def forward_features(self, x: torch.Tensor) -> torch.Tensor:
+            return self.inner.forward_features(x - x.mean() * x.shape[0])
+
+        def forward_head(self, x: torch.Tensor) -> torch.Tensor:
+            return self.inner.forward_head(x)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.forward_head(self.forward_features(x))
+
+    torch.manual_seed(0)
+    with pytest.raises(contracts.ContractError, match="rest of its batch"):
+        contracts.check_model(lambda classes: Mixing(timm.create_model("test_vit", num_classes=classes)), (3, 160, 160))
