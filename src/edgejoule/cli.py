@@ -51,7 +51,7 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Run a whole study: screen, compile, measure, rank, report. Run it again to resume."""
-    from edgejoule.records import encode
+    from edgejoule.plain import encode
     from edgejoule.report import text
     from edgejoule.study import load_study, run_study
     from edgejoule.study_file import with_measure
@@ -75,7 +75,7 @@ def run(
 def zoo_list(pool: Annotated[str, typer.Option(help="Only this pool: e3p, edgevit, guide.")] = "", as_json: Json = False) -> None:
     """List the catalog: published accuracy, params and MACs, and their source."""
     from edgejoule import catalog
-    from edgejoule.records import encode
+    from edgejoule.plain import encode
     from edgejoule.report import text
 
     specs = catalog.pool(pool) if pool else catalog.rows()
@@ -89,7 +89,7 @@ def zoo_list(pool: Annotated[str, typer.Option(help="Only this pool: e3p, edgevi
 def zoo_show(name: Model, as_json: Json = False) -> None:
     """Show one model: counted params and MACs beside the published ones."""
     from edgejoule.catalog import find_model
-    from edgejoule.records import encode
+    from edgejoule.plain import encode
     from edgejoule.report import text
     from edgejoule.stages import count_models
 
@@ -119,7 +119,7 @@ def screen(
     as_json: Json = False,
 ) -> None:
     """Stage 1, without a device: thresholds and NetScore. The pool e3p has the paper's thresholds by default."""
-    from edgejoule.records import encode
+    from edgejoule.plain import encode
     from edgejoule.report import text
     from edgejoule.stages import candidates, screen_models
     from edgejoule.study_file import ScreenPlan
@@ -153,13 +153,15 @@ def compile_(
 ) -> None:
     """Compile a model for backends, check it against the network, and say what the runtime really runs."""
     from edgejoule import stages
-    from edgejoule.records import encode
+    from edgejoule.plain import encode
     from edgejoule.report import text
 
     with Progress() as progress:
         artifacts = _compile(model, backend, _plan(batch=batch, threads=threads, images=images), weights, _bench(cache, progress))
     if out is not None:
-        artifacts = tuple(stages.copy_artifact(artifact, out, single=len(artifacts) == 1) for artifact in artifacts)
+        if len(artifacts) > 1:
+            raise SpecError(f"--out holds one artifact, and {len(artifacts)} backends were named: compile them one by one")
+        artifacts = (stages.copy_artifact(artifacts[0], out),)
     if as_json:
         _print_json({"artifacts": [encode(artifact) | {"bytes": artifact.bytes} for artifact in artifacts]})
     else:
@@ -183,15 +185,16 @@ def measure(
 ) -> None:
     """Measure time, power, energy and memory of one model or artifact on this machine."""
     from edgejoule import stages
-    from edgejoule.records import encode
+    from edgejoule.plain import encode
     from edgejoule.report import text
+    from edgejoule.study import measure_one
 
     plan = _plan(profile=profile, scenario=scenario, batch=batch, meter=meter, threads=threads, images=images)
     with Progress() as progress:
         bench = _bench(cache, progress)
         folder = Path(target)
         artifact = stages.open_artifact(folder, plan) if folder.is_dir() else _compile(target, [backend], plan, weights, bench)[0]
-        found = stages.measure_one(artifact, plan, out, bench, _command())
+        found = measure_one(artifact, plan, out, bench, _command())
     if as_json:
         _print_json(encode(found))
     else:
@@ -209,12 +212,12 @@ def rank(
     as_json: Json = False,
 ) -> None:
     """Rank models by accuracy per joule: SAM, %/mJ, Pareto fronts."""
-    from edgejoule import stages
-    from edgejoule.records import encode
+    from edgejoule.plain import encode
     from edgejoule.report import text
+    from edgejoule.results import rank_source
     from edgejoule.study_file import RankPlan
 
-    rankings, tables = stages.rank_source(source, RankPlan(metric, a, b, baseline), sensitivity)
+    rankings, tables = rank_source(source, RankPlan(metric, a, b, baseline), sensitivity)
     if as_json:
         rows = [encode(row) | _flat(row) for row in rankings[0].rows] if rankings else []
         value: dict[str, Any] = {"rows": rows, "rankings": encode(rankings)}
@@ -232,11 +235,11 @@ def report(
     as_json: Json = False,
 ) -> None:
     """Write the report of a results file again, from the stored trials. Measures nothing."""
-    from edgejoule.records import encode
+    from edgejoule.plain import encode
     from edgejoule.report import text
-    from edgejoule.study import report_store
+    from edgejoule.results import report_store
 
-    outcome = report_store(source, None if markdown or csv else out or source.parent / "report.html")
+    outcome = report_store(source, None if markdown or csv else out or source.parent / "report.html", _command())
     if as_json:
         _print_json({"report": str(outcome.report), **encode({"rankings": outcome.rankings, "failures": outcome.failures})})
     elif markdown:
@@ -271,7 +274,7 @@ def agent() -> None:
 @store_app.command("info")
 def store_info(source: Annotated[Path, typer.Argument(metavar="STORE")], as_json: Json = False) -> None:
     """Say what a results file holds: runs, artifacts, trials, failures."""
-    from edgejoule.records import encode
+    from edgejoule.plain import encode
     from edgejoule.store import Store
 
     with Store.open(source, create=False) as store:

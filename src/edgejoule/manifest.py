@@ -9,12 +9,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 from edgejoule.errors import ArtifactError, OutputError
-from edgejoule.records import Artifact, ArtifactFile, decode, encode
+from edgejoule.plain import decode, encode
+from edgejoule.records import Artifact, ArtifactFile
 
 NAME = "manifest.json"
 BLOCK_BYTES = 1 << 20
@@ -26,7 +26,7 @@ def write(folder: Path, artifact: Artifact) -> None:
     partial = folder / f"{NAME}.partial"
     try:
         partial.write_text(json.dumps(encode(dataclasses.replace(artifact, folder="")), indent=1), encoding="utf-8")
-        os.replace(partial, target)
+        partial.replace(target)
     except OSError as error:
         raise OutputError(
             f"cannot write {target} ({error.strerror or error}): free some space or choose a folder that can be written"
@@ -50,7 +50,7 @@ def read(folder: Path) -> Artifact:
     return dataclasses.replace(artifact, folder=str(folder))
 
 
-def hash_files(folder: Path, paths: Iterable[Path]) -> tuple[ArtifactFile, ...]:
+def hash_files(folder: Path, paths: Iterable[Path | str]) -> tuple[ArtifactFile, ...]:
     """Names (relative to ``folder``, with '/'), sizes in bytes and sha256 of files in a folder, sorted by name.
 
     Raises ArtifactError for a path that is missing, unreadable or outside the folder.

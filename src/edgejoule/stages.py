@@ -7,6 +7,7 @@ error becomes a ``Failure`` and the rest goes on; what concerns the whole run (a
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -26,11 +27,9 @@ from edgejoule.errors import (
     SpecError,
 )
 from edgejoule.records import (
-    Accuracy,
     Artifact,
     Failure,
     Job,
-    Measurement,
     ModelSpec,
     Outputs,
     Protocol,
@@ -290,38 +289,57 @@ def _stored(store: Store, keys: Sequence[str]) -> tuple[Trial, ...]:
     return tuple(sorted(store.trials(present), key=lambda trial: trial.repeat)) if present else ()
 
 
-# ---------------------------------------------------------------- derive
-
-
-def measurements(store: Store) -> tuple[Measurement, ...]:
-    """Every measurement that the stored trials hold, computed afresh; of the same variant measured twice alike, the newest."""
-    from edgejoule.measure.summary import summarise
-
-    artifacts = store.artifacts()
-    groups: dict[tuple[Any, ...], list[Trial]] = {}
-    for trial in store.trials():
-        same = (trial.artifact_sha256, trial.workload, trial.protocol, trial.meter, trial.environment.fingerprint)
-        groups.setdefault(same, []).append(trial)
-    newest: dict[tuple[Any, ...], Measurement] = {}
-    for trials in sorted(groups.values(), key=lambda group: max(trial.started_at for trial in group)):
-        artifact = artifacts[trials[0].artifact_sha256]
-        found = summarise(tuple(trials), artifact, published_accuracy(artifact.variant.spec))
-        alike = (found.variant, found.backend, replace(found.workload, images_sha256=""), found.protocol, found.meter, found.fingerprint)
-        newest[alike] = found
-    return tuple(newest.values())
-
-
-def published_accuracy(spec: ModelSpec) -> Accuracy | None:
-    """The catalog's top-1, labelled as published; None where nobody published one."""
-    published = spec.published
-    if published is None or published.top1_pct is None:
-        return None
-    return Accuracy(spec.dataset, "validation", published.top1_pct / 100, "published", published.source)
-
-
 def _folder(path: Path) -> Path:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"cannot make the folder {path} ({error.strerror}): set EDGEJOULE_CACHE to one that you may write") from error
     return path
+
+
+# ---------------------------------------------------------------- single artifacts, and what is there to work with
+
+
+def open_artifact(folder: Path, plan: MeasurePlan) -> Artifact:
+    """An artifact from its folder, hashes checked. Raises ArtifactError, also where it was compiled for another batch."""
+    from edgejoule import manifest
+
+    artifact = manifest.read(folder.absolute())
+    if artifact.batch != plan.batch:
+        raise ArtifactError(
+            f"{folder} was compiled for batches of {artifact.batch}, not of {plan.batch}: say --batch {artifact.batch}, or compile again"
+        )
+    return artifact
+
+
+def copy_artifact(artifact: Artifact, out: Path) -> Artifact:
+    """The artifact's files and manifest, copied into ``out`` whole or not at all."""
+    partial = out.with_name(out.name + ".partial")
+    try:
+        if out.exists():
+            raise OutputError(f"{out} is there already: name a new folder with --out")
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.copytree(artifact.folder, partial)
+        partial.rename(out)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise OutputError(f"cannot write {out} ({error.strerror}): choose another folder with --out") from error
+    return replace(artifact, folder=str(out.absolute()))
+
+
+def survey() -> dict[str, list[dict[str, Any]]]:
+    """What works on this machine, and what the rest needs: ``{meters, backends, transports: [{name, ok, remedy}]}``."""
+    from edgejoule.measure.meters import survey as survey_meters
+
+    return {"meters": survey_meters(), "backends": _probes("backend"), "transports": _probes("transport")}
+
+
+def _probes(kind: str) -> list[dict[str, Any]]:
+    rows = []
+    for name in registry.names(kind):
+        try:
+            remedy = registry.create(kind, name).probe()
+        except SpecError as error:
+            remedy = str(error)
+        rows.append({"name": name, "ok": remedy is None, "remedy": remedy})
+    return rows

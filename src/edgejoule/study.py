@@ -3,31 +3,18 @@
 from __future__ import annotations
 
 import tempfile
-import time
-from dataclasses import dataclass
 from pathlib import Path
 
 from edgejoule import __version__, stages
-from edgejoule.errors import OutputError, StudyError
-from edgejoule.records import Artifact, Failure, Measurement, ModelSpec, Ranking, Screened
+from edgejoule.errors import BackendError, OutputError, StudyError
+from edgejoule.records import Artifact, Failure, Measurement, ModelSpec
+from edgejoule.results import Outcome, measurements, outcome_of
 from edgejoule.stages import Bench, Event
 from edgejoule.store import NAME, Store
-from edgejoule.study_file import MeasurePlan, RankPlan, Study, load_study
+from edgejoule.study_file import MeasurePlan, Study, load_study
 
 __all__ = ["Outcome", "Study", "load_study", "run_study"]
 REPORT = "report.html"
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What a run leaves: where its files are, and what they say."""
-
-    store: Path
-    report: Path
-    screened: tuple[Screened, ...]
-    measurements: tuple[Measurement, ...]
-    rankings: tuple[Ranking, ...]
-    failures: tuple[Failure, ...]
 
 
 def run_study(study: Study, out: Path, bench: Bench | None = None, command: str = "") -> Outcome:
@@ -43,7 +30,9 @@ def run_study(study: Study, out: Path, bench: Bench | None = None, command: str 
         for plan in study.measure:
             artifacts = compile_all(study, specs, plan, store, run, bench)
             measure(artifacts, plan, store, run, bench)
-        return report(study, store, out, command, bench)
+        outcome = outcome_of(store, study.rank, out / REPORT, command)
+        bench.notify(Event("report", str(outcome.report)))
+        return outcome
 
 
 def screen(study: Study, store: Store, run: int, bench: Bench) -> tuple[ModelSpec, ...]:
@@ -87,15 +76,6 @@ def measure(artifacts: tuple[Artifact, ...], plan: MeasurePlan, store: Store, ru
         bench.notify(Event("measure", f"{failure.variant} @ {failure.backend} failed: {failure.reason}"))
 
 
-def report(study: Study, store: Store, out: Path, command: str, bench: Bench) -> Outcome:
-    """Ranks what the store holds and writes the page. Measures nothing."""
-    found = stages.measurements(store)
-    outcome = Outcome(out / NAME, out / REPORT, store.screened(), found, rankings(store, study.rank), store.failures())
-    bench.notify(Event("report", str(outcome.report)))
-    write_report(store, outcome, study.study.name, command)
-    return outcome
-
-
 def check_writable(out: Path) -> None:
     """Raises OutputError before hours of work, not after them."""
     try:
@@ -106,10 +86,22 @@ def check_writable(out: Path) -> None:
         raise OutputError(f"cannot write into {out} ({error.strerror}): choose another folder with --out") from error
 
 
-def rankings(store: Store, plan: RankPlan) -> tuple[Ranking, ...]:
-    """One ranking for each data set, device, workload, protocol, grade and scope in the store."""
-    raise NotImplementedError
+def measure_one(artifact: Artifact, plan: MeasurePlan, out: Path | None, bench: Bench, command: str = "") -> Measurement:
+    """One artifact by one plan; its trials go into ``out`` where that is given, else they are forgotten.
 
+    Raises the error of the first trial that fails.
+    """
+    from edgejoule.measure.protocols import profile
 
-def write_report(store: Store, outcome: Outcome, title: str, command: str) -> None:
-    raise NotImplementedError(time.time())
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = out or Path(scratch)
+        check_writable(folder)
+        with Store.open(folder / NAME) as store:
+            run = store.begin_run("measure", "", command, __version__)
+            store.add_artifact(artifact)
+            for failure in stages.measure(stages.entrants((artifact,), plan, bench), plan, store, run, bench):
+                raise BackendError(f"{failure.variant} @ {failure.backend}: {failure.reason}")
+            protocol = profile(plan.profile).name
+            same = (artifact.sha256, protocol, plan.scenario, plan.batch)
+            found = [m for m in measurements(store) if (m.artifact_sha256, m.protocol, m.workload.scenario, m.workload.batch) == same]
+            return found[-1]

@@ -91,7 +91,9 @@ class EagerSession:
                 # torch's own guards re-check on every call what infer checks once and faster
                 self._module: Any = program.module(check_guards=False)
         except Exception as error:
-            raise ArtifactError(f"{path} is not a program that torch {torch.__version__} can load ({reason(error)}): compile again") from error
+            raise ArtifactError(
+                f"{path} is not a program that torch {torch.__version__} can load ({reason(error)}): compile again"
+            ) from error
         entry, leave = _ends(program)
         self._shape, self._dtype = tuple(entry.shape), entry.dtype
         self._info = SessionInfo(
@@ -114,7 +116,9 @@ class EagerSession:
             if self._device == "cuda":
                 torch.cuda.synchronize()
         except Exception as error:
-            raise BackendError(f"torch failed while running the program ({reason(error)}): free some memory or use another backend") from error
+            raise BackendError(
+                f"torch failed while running the program ({reason(error)}): free some memory or use another backend"
+            ) from error
         return {"logits": logits.numpy()}
 
     def info(self) -> SessionInfo:

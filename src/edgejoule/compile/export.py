@@ -1,4 +1,4 @@
-"""One network in the forms that backends start from: the module, its ExportedProgram and its ONNX file, each made once and only when asked for.
+"""One network in the forms that backends start from: module, ExportedProgram, ONNX file; each made once, when asked for.
 
 Knows torch's two exporters and nothing of runtimes, caches or model zoos. torch is imported inside the functions, because
 a backend that is loaded on a board must be able to import its own file.
@@ -47,7 +47,7 @@ class TorchExport:
 
     @property
     def onnx(self) -> Path:
-        """The file, opset 20, input "images", output "logits", weights inside. Raises ModelError, and OutputError if it cannot be written."""
+        """The file, opset 20: "images" in, "logits" out, weights inside. Raises ModelError, and OutputError if it cannot be written."""
         path: Path = self._once("onnx", self._onnx)
         return path
 
@@ -72,7 +72,9 @@ class TorchExport:
             try:
                 logits = module(torch.zeros(self._shape))
             except Exception as error:
-                raise ModelError(f"{self._name} does not run on images of shape {self._shape} ({reason(error)}): check its input size") from error
+                raise ModelError(
+                    f"{self._name} does not run on images of shape {self._shape} ({reason(error)}): check its input size"
+                ) from error
         if not isinstance(logits, torch.Tensor) or logits.ndim != 2 or logits.shape[0] != self._shape[0]:
             seen = f"a tensor of shape {tuple(logits.shape)}" if isinstance(logits, torch.Tensor) else f"a {type(logits).__name__}"
             raise ModelError(f"{self._name} returns {seen} in eval mode, expected logits ({self._shape[0]}, classes): name a classifier")
@@ -97,7 +99,7 @@ class TorchExport:
         return path
 
     def _unfused_onnx_program(self) -> Any:
-        """The exporter translates fused attention of 4-D tensors only (window and mask-unit attention have 5-D): spell it out in matmuls."""
+        """The exporter translates fused attention of 4-D tensors only; window and mask-unit attention have 5-D: spell it out."""
         twin = copy.deepcopy(self.module)
         for part in twin.modules():
             if getattr(part, "fused_attn", False):
@@ -116,7 +118,9 @@ def export_program(module: Any, shape: tuple[int, int, int, int], name: str, dty
         try:
             return torch.export.export(module, (torch.zeros(shape, dtype=dtype or torch.float32),), strict=False)
         except Exception as error:
-            raise ModelError(f"torch.export refuses {name} ({reason(error)}): its forward must not depend on the values of tensors") from error
+            raise ModelError(
+                f"torch.export refuses {name} ({reason(error)}): its forward must not depend on the values of tensors"
+            ) from error
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ from edgejoule.seams import CompileContext, Export
 FILE = "model.onnx"
 WEIGHTS = "edgejoule.weights"  # the metadata entry that carries the weights' type to where no onnx package is
 PROVIDER = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+NUMPY = {"tensor(float)": "float32", "tensor(float16)": "float16"}
 ELEMENT = {"tensor(float)": "fp32", "tensor(float16)": "fp16", "tensor(bfloat16)": "bf16"}
 
 
@@ -86,7 +87,9 @@ class OnnxRuntimeSession:
         self._session.disable_fallback()
         providers = tuple(self._session.get_providers())
         if providers[0] != PROVIDER[device]:
-            raise BackendError(f"onnxruntime fell back to {providers[0]} where {PROVIDER[device]} was asked for: install its CUDA and cuDNN libraries")
+            raise BackendError(
+                f"onnxruntime fell back to {providers[0]} where {PROVIDER[device]} was asked for: install its CUDA and cuDNN libraries"
+            )
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
         self._shape = tuple(inputs[0].shape)
         self._input, self._outputs = inputs[0].name, [output.name for output in outputs]
@@ -95,8 +98,8 @@ class OnnxRuntimeSession:
             providers=providers,
             runtime=f"onnxruntime {onnxruntime.__version__}",
             threads=self._session.get_session_options().intra_op_num_threads,
-            inputs=tuple(TensorInfo(tensor.name, tuple(tensor.shape), tensor.type) for tensor in inputs),
-            outputs=tuple(TensorInfo(tensor.name, tuple(tensor.shape), tensor.type) for tensor in outputs),
+            inputs=tuple(map(_tensor, inputs)),
+            outputs=tuple(map(_tensor, outputs)),
         )
 
     def infer(self, images: Any) -> Mapping[str, Any]:
@@ -106,7 +109,9 @@ class OnnxRuntimeSession:
         try:
             (logits,) = self._session.run(self._outputs, {self._input: images})
         except Exception as error:
-            raise BackendError(f"onnxruntime failed while running the model ({reason(error)}): free some memory or use another backend") from error
+            raise BackendError(
+                f"onnxruntime failed while running the model ({reason(error)}): free some memory or use another backend"
+            ) from error
         return {"logits": logits}
 
     def info(self) -> SessionInfo:
@@ -135,6 +140,10 @@ def _providers(device: str) -> list[Any]:
     if device == "cuda":
         return [(PROVIDER["cuda"], {"use_tf32": "0"}), PROVIDER["cpu"]]  # TF32 keeps 10 bits of mantissa: that would not be fp32
     return [PROVIDER["cpu"]]
+
+
+def _tensor(port: Any) -> TensorInfo:
+    return TensorInfo(port.name, tuple(port.shape), NUMPY.get(port.type, port.type))
 
 
 def _short(onnx: Any, data_type: int) -> str:

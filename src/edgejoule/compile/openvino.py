@@ -24,7 +24,7 @@ SHORT = {"f32": "fp32", "bf16": "bf16", "f16": "fp16"}
 
 @dataclass(frozen=True)
 class OpenVino:
-    """``precision`` is the inference precision; the IR itself always holds float32. ``streams`` > 1 runs requests side by side."""
+    """``precision`` is the inference precision; the IR itself always holds float32. Threads are split among the ``streams``."""
 
     precision: Literal["fp32", "bf16"] = "fp32"
     device: Literal["cpu", "gpu"] = "cpu"
@@ -112,7 +112,9 @@ class OpenVinoSession:
         try:
             logits = self._request.infer(images, share_inputs=True)[0]  # the result is a copy, the input is not
         except Exception as error:
-            raise BackendError(f"openvino failed while running the model ({reason(error)}): free some memory or use another backend") from error
+            raise BackendError(
+                f"openvino failed while running the model ({reason(error)}): free some memory or use another backend"
+            ) from error
         return {"logits": logits}
 
     def info(self) -> SessionInfo:
@@ -141,4 +143,4 @@ def _precision(compiled: Any) -> str:
 
 
 def _tensor(port: Any) -> TensorInfo:
-    return TensorInfo(port.any_name, tuple(port.shape), port.element_type.to_string())
+    return TensorInfo(port.any_name, tuple(port.shape), port.element_type.to_dtype().name)

@@ -39,7 +39,9 @@ class Conditions:
     battery: str = ""
 
 
-def look(root: Path = SYSTEM, clock: Callable[[], float] = time.perf_counter, own_cpu: Callable[[], float] = time.process_time) -> Conditions:
+def look(
+    root: Path = SYSTEM, clock: Callable[[], float] = time.perf_counter, own_cpu: Callable[[], float] = time.process_time
+) -> Conditions:
     """Read the machine's state now (about a millisecond). Never raises."""
     return Conditions(
         at_s=clock(),

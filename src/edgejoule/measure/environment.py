@@ -14,7 +14,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from edgejoule.records import Device, Environment, digest
+from edgejoule.plain import digest
+from edgejoule.records import Device, Environment
 
 RUNTIMES = ("onnxruntime", "onnxruntime-gpu", "openvino", "torch", "tensorrt", "ai-edge-litert", "executorch", "ncnn")
 MEMORY_STEP = 2**28  # kernels reserve a little more or less: total memory is compared in steps of 256 MiB

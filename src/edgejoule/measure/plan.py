@@ -13,7 +13,8 @@ import numpy as np
 
 from edgejoule.measure.energy import window_energy
 from edgejoule.measure.stats import half_width, t_interval
-from edgejoule.records import Interval, Protocol, Trial, Workload, digest
+from edgejoule.plain import digest
+from edgejoule.records import Protocol, Trial, Workload
 
 
 def next_round(trials: Mapping[str, Sequence[Trial]], labels: Sequence[str], protocol: Protocol, seed: int) -> tuple[str, ...]:
@@ -65,12 +66,6 @@ def gross_j_per_image(trial: Trial) -> float | None:
         return None
     energy = window_energy(trial.traces, window, trial.phase("idle_before"), trial.phase("idle_after"))
     return None if energy.energy_j is None else energy.energy_j / (len(trial.latencies_s) * trial.workload.batch)
-
-
-def reached(interval: Interval, relative: float) -> bool:
-    """Whether an interval is at most +-``relative`` of its value wide; an interval without bounds is not."""
-    width = half_width(interval)
-    return width is not None and width <= relative
 
 
 def trial_key(artifact_sha256: str, workload: Workload, protocol: Protocol, environment_fingerprint: str, meter: str, repeat: int) -> str:

@@ -108,7 +108,9 @@ def _discover(root: Path) -> list[Domain]:
         name = _name(folder)
         (packages if name.startswith("package") else others).setdefault(name, folder)
     if not packages:
-        raise MeterError(f"no RAPL package counter below {root}: load the driver (sudo modprobe intel_rapl_msr), virtual machines have none")
+        raise MeterError(
+            f"no RAPL package counter below {root}: load the driver (sudo modprobe intel_rapl_msr), virtual machines have none"
+        )
     kept: list[Domain] = []
     for domain in (_domain(name, folder) for name, folder in packages.items()):
         if not any(_mirrors(first, domain) for first in kept):

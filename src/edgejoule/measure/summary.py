@@ -46,7 +46,7 @@ def summarise(trials: Sequence[Trial], artifact: Artifact, accuracy: Accuracy | 
     latency = t_interval([median_latency_s(trial) for trial in kept])
     grade, scope = _instrument(kept)
     energies = _energies(kept, grade)
-    pooled = np.concatenate([np.frombuffer(trial.latencies_s, dtype=np.float64) for trial in kept])
+    pooled = np.concatenate([np.frombuffer(trial.latencies_s, dtype=np.float64) for trial in kept]).tolist()
     measured = energies.energy_j
     caveats = _merge(trials, kept, energies) + list(artifact.caveats)
     caveats += _repeat_doubts(trials, kept, latency, energies) + _labels(first, artifact, accuracy, trials)
@@ -173,7 +173,9 @@ def _repeat_doubts(trials: Sequence[Trial], kept: Sequence[Trial], latency: Inte
         doubts.append(caveat("few_repeats", f"{n} repeat{'s' if n > 1 else ''}"))
     spread = variation([median_latency_s(trial) for trial in kept]) or 0.0
     if spread > VARY:
-        doubts.append(caveat("repeats_vary_much" if spread > VARY_MUCH else "repeats_vary", f"latency by {100 * spread:.1f} % over {n} repeats"))
+        doubts.append(
+            caveat("repeats_vary_much" if spread > VARY_MUCH else "repeats_vary", f"latency by {100 * spread:.1f} % over {n} repeats")
+        )
     if protocol.repeats_max > protocol.repeats_min:
         if n > protocol.repeats_min:
             doubts.append(caveat("sequential", f"{n} repeats, where {protocol.repeats_min} were the least"))

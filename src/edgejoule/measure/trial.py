@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edgejoule import data
 from edgejoule.caveats import caveat
 from edgejoule.errors import ArtifactError, EdgejouleError, MeterError, SpecError
 from edgejoule.measure import conditions, memory
@@ -179,9 +180,7 @@ def _prepare(
     images: npt.NDArray[np.uint8], job: Job, preprocessing: Preprocessing, normalise: Normalise | None
 ) -> tuple[list[Any], Callable[[Session], Callable[[Any], Mapping[str, Any]]]]:
     """The pool that is cycled, and what is timed on each of its members: the session, or normalising and the session."""
-    if normalise is None:
-        from edgejoule.data import normalise
-    scale: Normalise = normalise
+    scale = normalise or data.normalise
     crops = image_pool(images, job.workload.batch)
     if job.workload.end_to_end:
         return list(crops), lambda session: lambda batch: session.infer(scale(batch, preprocessing))

@@ -8,6 +8,7 @@ Looks at timings only: temperatures are not read, a slow heating shows in the wi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -85,5 +86,5 @@ def _slope_excess(values: np.typing.NDArray[np.float64], times: np.typing.NDArra
         return 0.0
     slope = float(np.sum(centred * (values - values.mean()))) / spread
     residual = values - values.mean() - slope * centred
-    error = (float(np.sum(residual**2)) / (len(values) - 2) / spread) ** 0.5
+    error = math.sqrt(float(np.sum(residual**2)) / (len(values) - 2) / spread)
     return max(0.0, abs(slope) - 2 * error)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+import math
 from array import array
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -105,4 +106,4 @@ def timing_doubts(latencies_s: Floats) -> list[Caveat]:
 def _median_error(values: npt.NDArray[np.float64]) -> float:
     """Standard error of a median, from the spread around it (1.2533 is sqrt(pi / 2), for a normal distribution)."""
     mad = float(np.median(np.abs(values - np.median(values))))
-    return 1.2533 * SIGMA * mad / len(values) ** 0.5
+    return 1.2533 * SIGMA * mad / math.sqrt(len(values))

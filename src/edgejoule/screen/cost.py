@@ -24,24 +24,24 @@ Formula = Callable[[tuple[Any, ...], Any], int]
 
 def _matmul(left: torch.Tensor, right: torch.Tensor) -> int:
     """(..., M, K) x (..., K, N): one MAC for each of the output's elements and each k."""
-    return math.prod(left.shape) * int(right.shape[-1])
+    return int(math.prod(left.shape) * right.shape[-1])
 
 
 def _convolution(args: tuple[Any, ...], output: torch.Tensor) -> int:
-    """input, weight, bias, stride, padding, dilation, transposed, ...: weight is (out, in / groups, kH, kW), transposed (in, out / groups, kH, kW).
+    """input, weight, bias, stride, padding, dilation, transposed, …: weight (out, in/groups, kH, kW), transposed (in, out/groups, kH, kW).
 
     Forward, every output element takes one filter; transposed, every input element feeds one filter.
     """
     image, weight, transposed = args[0], args[1], args[6]
     positions = image if transposed else output
-    return math.prod(positions.shape) * math.prod(weight.shape[1:])
+    return int(math.prod(positions.shape) * math.prod(weight.shape[1:]))
 
 
 def _attention(args: tuple[Any, ...], output: torch.Tensor) -> int:
     """query (..., L, E), key (..., S, E), value (..., S, V): L·S·E for the scores and L·S·V for the weighted sum, in every head."""
     query, key, value = args[:3]
     heads_and_queries = math.prod(query.shape[:-1])
-    return heads_and_queries * int(key.shape[-2]) * int(query.shape[-1] + value.shape[-1])
+    return int(heads_and_queries * key.shape[-2] * (query.shape[-1] + value.shape[-1]))
 
 
 MACS: Mapping[Any, Formula] = {
@@ -61,19 +61,19 @@ MACS: Mapping[Any, Formula] = {
 }
 
 
-class _Counter(TorchDispatchMode):
+class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Adds up the MACs and the output elements of every operation in ``MACS``, after composite ones came apart."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.macs = 0
         self.elements = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
         formula = MACS.get(func._overloadpacket)
-        if formula is None and func._can_decompose():
-            with self:
+        if formula is None and func is not torch.ops.prim.device.default:
+            with self:  # a composite operation comes apart into ones that have a formula
                 parts = func.decompose(*args, **kwargs)
             if parts is not NotImplemented:
                 return parts
@@ -103,8 +103,11 @@ def count(module: torch.nn.Module, input_size: tuple[int, int, int]) -> Cost:
     except (RuntimeError, NotImplementedError, TypeError, ValueError, AssertionError) as error:
         size = "x".join(map(str, input_size))
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ModelError(f"cannot count {type(module).__name__} at {size} ({reason}): expected a network that runs on shapes alone") from error
+        raise ModelError(
+            f"cannot count {type(module).__name__} at {size} ({reason}): expected a network that runs on shapes alone"
+        ) from error
     finally:
+        module.train()  # some attention blocks keep biases between evaluations and let go of them only in training mode
         module.train(training)
     params = sum(parameter.numel() for parameter in module.parameters())
     return Cost(params=params, macs=counter.macs, activation_bytes=counter.elements * FLOAT32_BYTES, input_size=input_size)

@@ -4,7 +4,7 @@ Host only: importing this imports torch. A leaf is a frozen dataclass with ``bui
 and ``spec() -> ModelSpec``. Knows no backend, no meter and no study.
 """
 
-from edgejoule.zoo.make import build, build_meta, identify, spec_of_custom, spec_of_timm
+from edgejoule.zoo.networks import build, build_meta, identify, spec_of_custom, spec_of_timm
 
 LEAVES = {
     "timm": "edgejoule.zoo.timm:TimmModel",

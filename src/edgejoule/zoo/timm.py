@@ -85,7 +85,7 @@ def _require(name: str) -> None:
     if not timm.models.is_model(architecture):
         raise UnknownNameError("timm model", name, known_names(), "timm.list_models() lists them")
     if tag and timm.models.get_pretrained_cfg(name, allow_unregistered=False) is None:
-        tags = [known for known in timm.models.list_pretrained(f"{architecture}.*")]
+        tags = list(timm.models.list_pretrained(f"{architecture}.*"))
         raise UnknownNameError("timm model", name, tags, f"timm has {', '.join(tags) or 'no weights tag for it'}")
 
 

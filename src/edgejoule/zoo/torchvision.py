@@ -33,10 +33,10 @@ def ensure() -> Literal["native", "shim"]:
         return "shim" if _library else "native"
     for name in [name for name in sys.modules if name == "torchvision" or name.startswith("torchvision.")]:
         del sys.modules[name]
-    library = torch.library.Library("torchvision", "FRAGMENT")
+    library = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
     for name in OPERATORS:
         if not hasattr(torch.ops.torchvision, name):
-            library.define(_SCHEMA.format(name=name))
+            library.define(_SCHEMA.format(name=name))  # type: ignore[no-untyped-call]
     _library = library
     importlib.import_module("torchvision")
     return "shim"

@@ -1,0 +1,104 @@
+"""How numbers and names look, in one place: digits by the width of the interval, units scaled for reading, hostile text made harmless.
+
+SI comes in, text goes out. Knows no table and no page.
+"""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+
+from edgejoule.records import Interval
+
+NONE = "–"
+GRADES = {
+    "A": "calibrated analyser, within about 1 %",
+    "B": "external uncalibrated meter, within 1–3 %",
+    "C": "on-board sensor, absolute error 5–10 %, repeatable to 1–3 %",
+    "D": "an estimate from a model, off by 40 % or more",
+}
+TIMES = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"))
+ENERGIES = ((1e3, "kJ"), (1.0, "J"), (1e-3, "mJ"), (1e-6, "µJ"))
+POWERS = ((1.0, "W"), (1e-3, "mW"))
+SIZES = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B"))
+
+
+def clean(text: str) -> str:
+    """The text without what steers a terminal or reverses its direction: such characters become U+FFFD."""
+    return "".join("\ufffd" if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") else c for c in text)
+
+
+def decimals(value: float, low: float | None = None, high: float | None = None, significant: int = 3) -> int:
+    """Digits after the point: down to the first digit of the interval's half-width, else ``significant`` digits in all."""
+    if low is not None and high is not None and high > low:
+        return min(9, max(0, -math.floor(math.log10((high - low) / 2.0))))
+    if value == 0.0 or not math.isfinite(value):
+        return 0
+    return min(9, max(0, significant - 1 - math.floor(math.log10(abs(value)))))
+
+
+def number(value: float, significant: int = 3) -> str:
+    """A bare number to ``significant`` digits."""
+    return f"{value:.{decimals(value, significant=significant)}f}"
+
+
+def measure(interval: Interval | None, unit: str = "", factor: float = 1.0, grade: str = "") -> str:
+    """``48.2 ms [47.9, 48.6]``: value, unit, 95 % bounds. ``factor`` turns SI into the unit. A grade D value is marked with ≈."""
+    if interval is None:
+        return NONE
+    value, low, high = interval.value * factor, _times(interval.low, factor), _times(interval.high, factor)
+    digits = decimals(value, low, high)
+    text = f"{value:.{digits}f}{' ' + unit if unit else ''}"
+    if grade == "D":
+        text = f"≈{text}"
+    if low is None and high is None:
+        return text
+    return f"{text} [{_bound(low, digits)}, {_bound(high, digits)}]"
+
+
+def scaled(value: float | None, steps: tuple[tuple[float, str], ...]) -> str:
+    """A value in the largest unit of ``steps`` that it fills: ``scaled(0.0482, TIMES)`` -> ``48.2 ms``."""
+    if value is None:
+        return NONE
+    size, unit = next((step for step in steps if abs(value) >= step[0]), steps[-1])
+    return f"{number(value / size)} {unit}"
+
+
+def top1(top1_pct: float | None, kind: str = "") -> str:
+    """``79.86 % published``: never without where it comes from, if that is known."""
+    if top1_pct is None:
+        return NONE
+    return f"{top1_pct:.2f} %" + (f" {kind}" if kind in ("published", "measured") else "")
+
+
+def saved(saved_pct: float | None) -> str:
+    """Energy against the baseline: ``62 % less``, ``8 % more``, ``same``."""
+    if saved_pct is None:
+        return NONE
+    if abs(saved_pct) < 0.5:
+        return "same"
+    return f"{abs(saved_pct):.0f} % {'less' if saved_pct > 0 else 'more'}"
+
+
+def plain_number(value: float | None, significant: int = 3) -> str:
+    """A bare number, or a dash where there is none."""
+    return NONE if value is None else number(value, significant)
+
+
+def metric_name(metric: str, a: float, b: float) -> str:
+    """The metric in words: ``SAM (a = 5, b = 5)``."""
+    words = {"sam": f"SAM (a = {a:g}, b = {b:g})", "efficiency": "top-1 per millijoule", "netscore": "NetScore"}
+    return words.get(metric, metric)
+
+
+def grade_words(grade: str) -> str:
+    """``C (on-board sensor, …)``, or that nobody stated it."""
+    return f"{grade} ({GRADES[grade]})" if grade in GRADES else "not stated"
+
+
+def _times(value: float | None, factor: float) -> float | None:
+    return None if value is None else value * factor
+
+
+def _bound(value: float | None, digits: int) -> str:
+    return "…" if value is None else f"{value:.{digits}f}"

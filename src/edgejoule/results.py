@@ -1,0 +1,117 @@
+"""From stored trials to measurements, rankings and the page: everything here can be computed again at any time.
+
+Measures nothing, compiles nothing, and changes nothing in the store.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from edgejoule.errors import RankError
+from edgejoule.records import Accuracy, Failure, Measurement, ModelSpec, Ranking, Screened, Trial
+from edgejoule.store import Store
+from edgejoule.study_file import RankPlan, parse_study
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a results file says, and where its files are."""
+
+    store: Path
+    report: Path | None
+    screened: tuple[Screened, ...]
+    measurements: tuple[Measurement, ...]
+    rankings: tuple[Ranking, ...]
+    failures: tuple[Failure, ...]
+
+
+def measurements(store: Store) -> tuple[Measurement, ...]:
+    """Every measurement that the stored trials hold; of one variant measured twice in the same way, the newest."""
+    from edgejoule.measure.summary import summarise
+
+    artifacts = store.artifacts()
+    groups: dict[tuple[Any, ...], list[Trial]] = {}
+    for trial in store.trials():
+        same = (trial.artifact_sha256, trial.workload, trial.protocol, trial.meter, trial.environment.fingerprint)
+        groups.setdefault(same, []).append(trial)
+    newest: dict[tuple[Any, ...], Measurement] = {}
+    for trials in sorted(groups.values(), key=lambda group: max(trial.started_at for trial in group)):
+        artifact = artifacts[trials[0].artifact_sha256]
+        found = summarise(trials, artifact, published_accuracy(artifact.variant.spec))
+        alike = (found.variant, found.backend, replace(found.workload, images_sha256=""), found.protocol, found.meter, found.fingerprint)
+        newest[alike] = found
+    return tuple(newest.values())
+
+
+def published_accuracy(spec: ModelSpec) -> Accuracy | None:
+    """The catalog's top-1, labelled as published; None where nobody published one."""
+    published = spec.published
+    if published is None or published.top1_pct is None:
+        return None
+    return Accuracy(spec.dataset, "validation", published.top1_pct / 100, "published", published.source)
+
+
+def rankings(store: Store, found: tuple[Measurement, ...], plan: RankPlan) -> tuple[Ranking, ...]:
+    """One ranking for each data set, device, workload, protocol, grade and scope."""
+    from edgejoule.rank.ranking import rank_groups
+
+    groups = _groups(store, found)
+    return rank_groups(groups, metric=plan.metric, a=plan.a, b=plan.b, baseline=plan.baseline) if groups else ()
+
+
+def rank_source(source: Path, plan: RankPlan, sensitive: bool = False) -> tuple[tuple[Ranking, ...], tuple[Any, ...]]:
+    """Rankings of a CSV or a store, and for each its sensitivity where that is asked for."""
+    from edgejoule.rank.agreement import sensitivity
+    from edgejoule.rank.ranking import rank, rank_groups
+    from edgejoule.rank.table import entries_from_csv
+
+    options: dict[str, Any] = {"metric": plan.metric, "a": plan.a, "b": plan.b, "baseline": plan.baseline}
+    if is_store(source):
+        with Store.open(source, create=False) as store:
+            groups = _groups(store, measurements(store))
+        if not groups:
+            raise RankError(f"{source} holds no measurement with energy: run a study into it first")
+        return rank_groups(groups, **options), tuple(sensitivity(rows, a=plan.a, b=plan.b) for rows in groups.values() if sensitive)
+    entries = entries_from_csv(source)
+    tables = (sensitivity(entries, a=plan.a, b=plan.b),) if sensitive else ()
+    return (rank(entries, title=source.name, **options),), tables
+
+
+def is_store(source: Path) -> bool:
+    """Whether a path or URL names a results store and not a table."""
+    if "://" in str(source):
+        return True
+    try:
+        with source.open("rb") as file:
+            return file.read(16) == b"SQLite format 3\x00"
+    except OSError:
+        return False  # entries_from_csv says what is wrong with the path
+
+
+def outcome_of(store: Store, plan: RankPlan, report: Path | None, command: str) -> Outcome:
+    """All that the store says; writes the page where a path for it is given. Raises OutputError where it cannot be written."""
+    from edgejoule.rank.groups import unranked
+
+    found = measurements(store)
+    failures = (*store.failures(), *unranked(found))
+    outcome = Outcome(Path(store.where), report, store.screened(), found, rankings(store, found, plan), failures)
+    if report is not None:
+        _write_page(store, outcome, report, command)
+    return outcome
+
+
+def report_store(source: Path, page: Path | None, command: str) -> Outcome:
+    """The outcome of a results file, ranked as its newest study asks, and its page written again where a path is given."""
+    with Store.open(source, create=False) as store:
+        runs = [run for run in store.runs() if run.text]
+        plan = parse_study(runs[-1].text, f"the study in {source}").rank if runs else RankPlan()
+        return outcome_of(store, plan, page, command)
+
+
+def _groups(store: Store, found: tuple[Measurement, ...]) -> Any:
+    from edgejoule.rank.groups import entries_from_measurements
+
+    plain = {a.variant.spec.name: a.variant.spec.plain for a in store.artifacts().values() if a.variant.spec.plain}
+    return entries_from_measurements(found, store.screened(), plain)

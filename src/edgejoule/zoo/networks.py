@@ -1,0 +1,140 @@
+"""From a catalog row to a network: ``identify`` chooses its weights, ``build`` makes it, ``build_meta`` makes it without memory.
+
+Knows the leaves through the registry, and the order in which weights are looked for. Knows no backend and no device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from edgejoule import data, registry
+from edgejoule.errors import ModelError
+from edgejoule.records import ModelSpec, Variant
+from edgejoule.zoo import live
+from edgejoule.zoo import weights as _weights
+from edgejoule.zoo.custom import CustomModel
+from edgejoule.zoo.timm import TimmModel
+
+STATE = "state:"  # marks the identity of weights that came with a user's own code
+
+
+def spec_of_timm(name: str) -> ModelSpec:
+    """The row of any timm name: timm's preprocessing, no published numbers. Raises UnknownNameError."""
+    return TimmModel(name).spec()
+
+
+def spec_of_custom(target: str) -> ModelSpec:
+    """The row of a user's ``module:function``; runs the user's code. Raises SpecError, ModelError."""
+    return CustomModel(target).spec()
+
+
+def identify(spec: ModelSpec, seed: int = 0, weights: str = "auto") -> Variant:
+    """Decide a network's weights without building it (a user's own code alone is built, to hash what it carries).
+
+    ``weights``: ``auto`` is the hub's or its cache's file, else live random weights; ``pretrained`` insists on the file;
+    ``random``; or the path of a safetensors or .pth file. Raises ModelError where they cannot be had, SpecError for the builder.
+    """
+    leaf = registry.create("model", spec.builder)
+    if weights == "random":
+        return Variant(spec, "random", live.identity(seed), seed=seed)
+    if weights not in ("auto", "pretrained"):
+        return Variant(spec, "file", _weights.remember(weights), seed=seed)
+    if not isinstance(leaf, TimmModel):
+        with _seeded(seed):
+            module = leaf.build(num_classes=spec.num_classes)
+        return Variant(spec, "file", STATE + _weights.state_sha256(module), seed=seed)
+    found = _weights.find_pretrained(leaf.config())
+    if found is not None:
+        return Variant(spec, "pretrained", found.sha256, seed=seed)
+    if weights == "pretrained":
+        raise ModelError(f"no pretrained weights of {spec.name} in the hub's cache, and the hub does not offer them: go online once")
+    return Variant(spec, "random", live.identity(seed), seed=seed)
+
+
+def build(variant: Variant) -> torch.nn.Module:
+    """The network in eval mode, float32, on the CPU, with the weights that ``identify`` chose.
+
+    Raises ModelError where they are gone or do not fit, SpecError for a builder that names nothing.
+    """
+    spec = variant.spec
+    leaf = registry.create("model", spec.builder)
+    module: torch.nn.Module
+    with _seeded(variant.seed):
+        if variant.weights == "random":
+            module = leaf.build(num_classes=spec.num_classes)
+            crops = data.crops(live.PHOTOS, spec.preprocessing)
+            images = torch.from_numpy(data.normalise(crops, spec.preprocessing))  # (N, C, H, W)
+            module = module.float().cpu()
+            live.enliven(module, images, variant.seed)
+        elif variant.weights_id.startswith(STATE):
+            module = leaf.build(num_classes=spec.num_classes)
+            if STATE + _weights.state_sha256(module) != variant.weights_id:
+                raise ModelError(f"{spec.name} came with other weights than before: identify it again, or make its function repeatable")
+        else:
+            module = _load(leaf, spec, _file(variant, leaf))
+    return module.float().cpu().eval()
+
+
+def build_meta(spec: ModelSpec) -> torch.nn.Module:
+    """The network without weights, on the meta device, for counting; a builder that needs real tensors gets them.
+
+    Raises ModelError and SpecError as ``build`` does.
+    """
+    leaf = registry.create("model", spec.builder)
+    try:
+        with torch.device("meta"):
+            module: torch.nn.Module = leaf.build(num_classes=spec.num_classes)
+    except ModelError:
+        module = leaf.build(num_classes=spec.num_classes)
+    return module.eval()
+
+
+def _file(variant: Variant, leaf: Any) -> Path:
+    """The weights file of a variant. A file that the user named is known only in the process that identified it."""
+    if variant.weights == "file":
+        path = _weights.recall(variant.weights_id)
+        if path is None:
+            raise ModelError(f"the weights file of {variant.label} is not known any more: name its path again")
+        return path
+    found = _weights.find_pretrained(leaf.config())
+    if found is None or found.sha256 != variant.weights_id:
+        raise ModelError(f"the pretrained weights {variant.weights_id[:12]}… of {variant.label} are gone: run again to choose anew")
+    return _weights.fetch(found)
+
+
+def _load(leaf: Any, spec: ModelSpec, path: Path) -> torch.nn.Module:
+    """A network with a file's weights; timm's own code renames, converts and checks them where the network is timm's."""
+    state = _weights.read_state(path)  # before timm does, so that a bad file is told from a bad fit
+    if isinstance(leaf, TimmModel):
+        overlay: dict[str, Any] = {"file": str(path), "custom_load": False}
+        classes = leaf.config().get("num_classes")
+        if classes != spec.num_classes and _classes_of(leaf, state) == spec.num_classes:
+            overlay["num_classes"] = spec.num_classes  # a fine-tuned file: its head fits, and must not be thrown away
+        return leaf.build(spec.num_classes, pretrained=True, pretrained_cfg_overlay=overlay)
+    module: torch.nn.Module = leaf.build(num_classes=spec.num_classes)
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as error:
+        raise ModelError(f"{path.name} does not fit {spec.name}: {' '.join(str(error).split())[:300]}") from error
+    return module
+
+
+def _classes_of(leaf: TimmModel, state: dict[str, torch.Tensor]) -> int | None:
+    names = leaf.config().get("classifier") or ()
+    for name in (names,) if isinstance(names, str) else names:
+        if (bias := state.get(f"{name}.bias")) is not None:
+            return int(bias.shape[0])
+    return None
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Constructors draw from torch's global generator: give them the seed, and put the generator back."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield

@@ -1,0 +1,121 @@
+"""The command line as scripts see it: JSON on stdout, one sentence and exit 2 on an error, nothing lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+CSV = "model,top1_pct,energy_mj,latency_ms\nvit_small,81.4,2448,300\nlevit_conv_192,79.86,1150,140\ntiny_vit_11m_distilled,83.2,1400,180\n"
+
+
+def edgejoule(
+    *args: str, cwd: Path | None = None, env: dict[str, str] | None = None, timeout: float = 120
+) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "edgejoule", *args]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=os.environ | (env or {}), timeout=timeout, check=False)
+
+
+def value(*args: str, **options: Any) -> Any:
+    done = edgejoule(*args, "--json", **options)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def refused(*args: str, **options: Any) -> str:
+    done = edgejoule(*args, **options)
+    assert done.returncode == 2, (done.stdout, done.stderr)
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: "), done.stderr
+    return last
+
+
+def test_screen_keeps_exactly_the_thirteen() -> None:
+    rows = value("screen", "--pool", "e3p")["candidates"]
+    assert len(rows) == 25
+    kept = [row["name"] for row in rows if row["kept"]]
+    assert len(kept) == 13
+    assert kept[0] == "efficientvit_b1"
+    assert all(row["reason"] for row in rows if not row["kept"])
+    assert set(rows[0]) >= {"name", "top1_pct", "params_m", "macs_g", "netscore", "kept", "reason"}
+    explicit = value("screen", "--pool", "e3p", "--min-top1-pct", "79", "--max-params-m", "23", "--max-macs-g", "5")["candidates"]
+    assert explicit == rows
+
+
+def test_zoo_show_counts_and_quotes() -> None:
+    shown = value("zoo", "show", "levit_conv_192")
+    assert set(shown) >= {"name", "family", "params", "macs", "input_size", "published"}
+    assert shown["params"] / 1e6 == pytest.approx(shown["published"]["params_m"], rel=0.02)
+    assert set(shown["published"]) >= {"top1_pct", "params_m", "macs_g", "source"}
+
+
+def test_zoo_list_names_pools() -> None:
+    assert len(value("zoo", "list", "--pool", "e3p")["models"]) == 25
+
+
+def test_rank_takes_any_table(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text(CSV)
+    found = value("rank", str(tmp_path / "t.csv"), "--sensitivity")
+    rows = found["rows"]
+    assert [row["rank"] for row in rows] == [1, 2, 3]
+    assert set(rows[0]) >= {"model", "sam", "efficiency_pct_per_mj", "pareto_energy", "pareto_latency", "rank"}
+    assert rows[0]["sam"] == pytest.approx(0.632, abs=0.01)
+    assert found["sensitivity"]
+    assert "levit_conv_192" in edgejoule("rank", str(tmp_path / "t.csv")).stdout
+
+
+def test_rank_refuses_an_energy_where_sam_changes_sign(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text(CSV + "tiny,50,0.5,1\n")
+    assert "tiny" in refused("rank", str(tmp_path / "t.csv"))
+    assert value("rank", str(tmp_path / "t.csv"), "--metric", "efficiency")["rows"][0]["model"] == "tiny"
+
+
+def test_doctor_says_what_is_missing() -> None:
+    found = value("doctor")
+    assert {"meters", "backends", "transports"} <= set(found)
+    meters = {row["name"]: row for row in found["meters"]}
+    assert meters["estimate"]["ok"] is True
+    assert all(row["remedy"] for rows in found.values() for row in rows if not row["ok"])
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (("zoo", "show", "levit_conv_129"), "levit_conv_192"),
+        (("run", "quikstart"), "quickstart"),
+        (("screen", "--pool", "e4p"), "e3p"),
+        (("rank", "nothing.csv"), "nothing.csv"),
+        (("report", "nothing.sqlite"), "no results file"),
+        (("compile", "vit_small", "--backend", "onnxruntim"), "onnxruntime"),
+        (("measure", "vit_small", "--meter", "rapl(root='/nowhere')", "--profile", "quick"), "rapl"),
+        (("measure", "vit_small", "--profile", "quik"), "quick"),
+        (("measure", "vit_small", "--batch", "4"), "offline"),
+        (("measure", "vit_small", "--images", "folder(path='/nowhere')"), "/nowhere"),
+        (("compile", "no_such_module:thing"), "no_such_module"),
+    ],
+)
+def test_a_users_error_is_one_sentence(args: tuple[str, ...], said: str, tmp_path: Path) -> None:
+    assert said in refused(*args, cwd=tmp_path)
+
+
+def test_a_malformed_study_names_line_and_key(tmp_path: Path) -> None:
+    (tmp_path / "s.toml").write_text('[study]\nname = "s"\n[screen]\nmodels = ["vit_small"]\nmin_top_pct = 3\n')
+    said = refused("run", "s.toml", cwd=tmp_path)
+    assert "s.toml, line 5, screen.min_top_pct" in said
+
+
+def test_a_study_cannot_name_code(tmp_path: Path) -> None:
+    (tmp_path / "s.toml").write_text('[study]\nname = "s"\n[screen]\nmodels = ["os:getcwd"]\n')
+    assert "command line" in refused("run", "s.toml", cwd=tmp_path)
+
+
+def test_an_output_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    assert "--out" in refused("run", "quickstart", "--out", str(tmp_path / "file" / "sub"))

@@ -1,0 +1,88 @@
+"""README and guide run: every ``sh`` and ``python`` block, in order, in a fresh folder; pictures and links exist; help pages are current."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from edgejoule.study_file import parse_study
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "docs" / "guide.md"]
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_shell_blocks_run(page: Path, cache: Path, tmp_path: Path) -> None:
+    found = [block for block in blocks(page, "sh") if not block.startswith("make ")]
+    assert found
+    script = "set -euo pipefail\nedgejoule() { " + f'"{sys.executable}" -m edgejoule "$@"; ' + "}\n" + "\n".join(found)
+    env = os.environ | {"EDGEJOULE_CACHE": str(cache)}
+    done = subprocess.run(["bash", "-c", script], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_the_readme_opens_with_the_two_commands() -> None:
+    first = blocks(ROOT / "README.md", "sh")[0]
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"^make (\w+)", first, re.MULTILINE):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE)
+    assert first.startswith("make run") and "make test" in first
+
+
+def test_python_blocks_run(tmp_path: Path) -> None:
+    for page in PAGES:
+        for block in blocks(page, "python"):
+            subprocess.run([sys.executable, "-c", block], cwd=tmp_path, check=True, capture_output=True)
+
+
+def test_the_study_in_the_guide_parses() -> None:
+    for block in blocks(ROOT / "docs" / "guide.md", "toml"):
+        parse_study(block, "guide.toml")
+
+
+def test_links_and_pictures_exist() -> None:
+    for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]:
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_the_help_pages_are_current() -> None:
+    spec = importlib.util.spec_from_file_location("commands_page", ROOT / "docs" / "commands_page.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert (ROOT / "docs" / "commands.md").read_text() == module.page(), "run: python docs/commands_page.py"
+
+
+def test_every_verb_is_documented() -> None:
+    from edgejoule.cli import app, store_app, zoo_app
+
+    verbs = {c.name or c.callback.__name__ for c in app.registered_commands if c.callback and not c.hidden}
+    verbs |= {f"{group} {c.name}" for group, sub in (("zoo", zoo_app), ("store", store_app)) for c in sub.registered_commands}
+    page = (ROOT / "docs" / "commands.md").read_text()
+    assert not [verb for verb in verbs if f"## edgejoule {verb}\n" not in page]
+
+
+def test_the_architecture_names_every_file_and_stays_short() -> None:
+    text = (ROOT / "ARCHITECTURE.md").read_text()
+    assert len(text.splitlines()) <= 150
+    for path in (ROOT / "src" / "edgejoule").glob("*.py"):
+        if not path.name.startswith("__"):
+            assert f"`{path.name}`" in text, path.name
+    for folder in (path for path in (ROOT / "src" / "edgejoule").iterdir() if path.is_dir() and not path.name.startswith("_")):
+        assert f"`{folder.name}/`" in text, folder.name
