@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from edgejoule import manifest
+from edgejoule.compile import LEAVES
 from edgejoule.compile.build import build, build_key, find, verify_parity
 from edgejoule.compile.export import TorchExport
 from edgejoule.errors import BackendError, DataError, ModelError, OutputError
@@ -37,7 +38,7 @@ class Untouchable:
 
 @pytest.fixture(autouse=True)
 def matmul(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("edgejoule.compile", fromlist=["LEAVES"]).LEAVES, "matmul", "tests.networks:Matmul")
+    monkeypatch.setitem(LEAVES, "matmul", "tests.networks:Matmul")
 
 
 @pytest.fixture
@@ -308,6 +309,13 @@ def test_a_backend_that_breaks_its_word(crops: Path, tmp_path: Path, monkeypatch
     monkeypatch.setattr(Matmul, "compile", lambda self, export, context: 1 / 0)
     with pytest.raises(BackendError, match=r"matmul failed to compile linear \(division by zero\)"):
         make(crops, tmp_path / "cache")
+
+    def no_library(self: Any, export: Any, context: Any) -> Path:
+        raise OSError("libmatmul.so: cannot open shared object file")
+
+    monkeypatch.setattr(Matmul, "compile", no_library)
+    with pytest.raises(BackendError, match=r"libmatmul\.so"):
+        make(crops, tmp_path / "cache")
     monkeypatch.setattr(Matmul, "compile", lambda self, export, context: tmp_path / "elsewhere")
     with pytest.raises(BackendError, match="which is not there"):
         make(crops, tmp_path / "cache")
@@ -325,7 +333,7 @@ def test_a_disk_that_is_full(crops: Path, tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_library_that_fails_on_a_full_disk(crops: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Matmul, "compile", lambda self, export, context: 1 / 0)
     monkeypatch.setattr("edgejoule.compile.cache.FULL_BYTES", 1 << 62)
-    with pytest.raises(OutputError, match="the disk of .* is full"):
+    with pytest.raises(OutputError, match=r"the disk of .* is full"):
         make(crops, tmp_path / "cache")
 
 

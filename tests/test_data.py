@@ -51,8 +51,9 @@ def test_photos_are_seeded_varied_and_real() -> None:
     ids=str,
 )
 def test_crops_equal_timms_own_transform(tmp_path: Path, change: dict[str, object]) -> None:
-    from edgejoule import zoo  # noqa: F401  makes torchvision importable
     from timm.data import create_transform
+
+    from edgejoule import zoo  # noqa: F401  makes torchvision importable
 
     preprocessing = replace(IMAGENET, **change)  # type: ignore[arg-type]
     shapes = [(90, 70), (70, 90), (64, 64), (301, 127), (33, 40)]
@@ -70,8 +71,9 @@ def test_crops_equal_timms_own_transform(tmp_path: Path, change: dict[str, objec
 
 
 def test_normalise_equals_timms_own_transform() -> None:
-    from edgejoule import zoo  # noqa: F401
     from timm.data import create_transform
+
+    from edgejoule import zoo  # noqa: F401
 
     transform = create_transform(input_size=(3, 64, 64), interpolation="bicubic", mean=IMAGENET.mean, std=IMAGENET.std, crop_pct=0.875)
     images = list(data.source("photos(n=3)").images())

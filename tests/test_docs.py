@@ -1,4 +1,4 @@
-"""README and guide run: every ``sh`` and ``python`` block, in order, in a fresh folder; pictures and links exist; help pages are current."""
+"""README and guide run: every sh and python block, in order, in a fresh folder; links exist; help pages are current."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ def test_events_come_in_order_and_on_one_clock(tmp_path: Path) -> None:
 
 def test_the_warm_up_lasts_until_steady(tmp_path: Path) -> None:
     clock = FakeClock()
-    session = FakeSession(clock, cost=lambda n: 0.02 if n < 60 else 0.01)  # 1.2 s of slow inferences
+    session = FakeSession(clock, cost=lambda n: max(0.01, 0.03 - n * 0.0003))  # reaches its pace after 67 inferences, 1.3 s
     trial = run_trial(lambda: session, artifact(), crops(), job(), None, bench=bench(clock, tmp_path))
     warm = trial.phase("warmup")
     assert warm is not None and 1.2 < warm.stop_s - warm.start_s < 3.0

@@ -7,6 +7,7 @@ says ``timm(...)``, and runs a user's code only when it may. Counts nothing, bui
 from __future__ import annotations
 
 import csv
+import difflib
 import functools
 import importlib.metadata
 import importlib.resources
@@ -52,7 +53,7 @@ def find_model(text: str, allow_code: bool = False) -> ModelSpec:
         return _custom(wanted, allow_code)
     if "(" in wanted or wanted in _third_parties():
         return _spelled(wanted, allow_code)
-    raise UnknownNameError("model", wanted, _offers(wanted), 'edgejoule zoo list prints them; any other of timm: timm(name="...")')
+    raise UnknownNameError("model", wanted, _names(), _advice(wanted))
 
 
 def _spelled(text: str, allow_code: bool) -> ModelSpec:
@@ -62,19 +63,16 @@ def _spelled(text: str, allow_code: bool) -> ModelSpec:
         if set(call.options) != {"target"} or not isinstance(target, str):
             raise SpecError(f'cannot read {text!r}: expected custom(target="module:function")')
         return _custom(target, allow_code)
-    if call.name == "timm" and isinstance(call.options.get("name"), str) and len(call.options) == 1:
-        in_catalog = _builders().get(call.options["name"])
-        if in_catalog is not None:
-            return in_catalog
+    if (in_catalog := _builders().get(str(call))) is not None:
+        return in_catalog
     leaf = registry.create("model", text)
     try:
-        spec = leaf.spec()
+        spec: ModelSpec = leaf.spec()
     except EdgejouleError:
         raise
     except AttributeError as error:
         raise SpecError(f"the model {call} cannot describe itself: its leaf needs spec() -> ModelSpec") from error
-    found: ModelSpec = spec
-    return found
+    return _builders().get(registry.canonical(spec.builder), spec)  # timm completes a name without a tag
 
 
 def _custom(target: str, allow_code: bool) -> ModelSpec:
@@ -98,20 +96,23 @@ def _index() -> Mapping[str, ModelSpec]:
 
 @functools.cache
 def _builders() -> Mapping[str, ModelSpec]:
-    """The rows by timm's name with its tag."""
-    return {str(registry.parse(spec.builder).options["name"]): spec for spec in rows()}
+    """The rows by the canonical spelling of their builder."""
+    return {registry.canonical(spec.builder): spec for spec in rows()}
 
 
 def _third_parties() -> frozenset[str]:
     return frozenset(point.name for point in importlib.metadata.entry_points(group="edgejoule.model"))
 
 
-def _offers(wanted: str) -> list[str]:
-    """Names to choose the nearest from: the catalog's, in the wanted name's case, and timm's if it is loaded already."""
-    offers = [name for spec in rows() for name in (spec.name, *spec.aliases)]
-    timm: Any = sys.modules.get("timm")
-    list_models = getattr(timm, "list_models", None)
-    return offers + (list(list_models()) if callable(list_models) else [])
+def _names() -> list[str]:
+    return [name for spec in rows() for name in (spec.name, *spec.aliases)]
+
+
+def _advice(wanted: str) -> str:
+    """How to name a model outside the catalog; timm's own nearest name where timm is loaded anyway."""
+    list_models: Any = getattr(sys.modules.get("timm"), "list_models", None)
+    timms = difflib.get_close_matches(wanted.partition(".")[0], list_models(), n=1, cutoff=0.9) if callable(list_models) else []
+    return f'edgejoule zoo list prints the catalog; any other model of timm: timm(name="{timms[0] if timms else "..."}")'
 
 
 def _spec(row: Mapping[str, str]) -> ModelSpec:

@@ -151,7 +151,7 @@ def check_transport(spelling: str, workdir: Path) -> None:
 
 def _leaf(kind: str, spelling: str) -> Any:
     leaf = registry.create(kind, spelling)
-    frozen = dataclasses.is_dataclass(leaf) and type(leaf).__dataclass_params__.frozen  # type: ignore[attr-defined]
+    frozen = getattr(getattr(leaf, "__dataclass_params__", None), "frozen", False)
     _require(frozen, f"{type(leaf).__name__} is not a frozen dataclass")
     _require(bool(type(leaf).__doc__), f"{type(leaf).__name__} has no docstring")
     return leaf

@@ -13,8 +13,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from edgejoule.plain import decode, digest, encode, pack_floats, unpack_floats  # noqa: F401
-
 Grade = Literal["A", "B", "C", "D"]  # measurement.md 1.8: A calibrated analyser … D model, an estimate
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
 Severity = Literal["note", "warn", "reject"]

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from edgejoule import __version__
 from edgejoule.errors import RankError
 from edgejoule.records import Accuracy, Failure, Measurement, ModelSpec, Ranking, Screened, Trial
 from edgejoule.store import Store
@@ -100,6 +101,28 @@ def outcome_of(store: Store, plan: RankPlan, report: Path | None, command: str) 
     if report is not None:
         _write_page(store, outcome, report, command)
     return outcome
+
+
+def _write_page(store: Store, outcome: Outcome, page: Path, command: str) -> None:
+    from edgejoule.report.html import write_html
+    from edgejoule.report.report import Report
+
+    runs = store.runs()
+    study = next((run for run in reversed(runs) if run.text), runs[-1] if runs else None)
+    environments = {trial.environment.fingerprint: trial.environment for trial in store.trials()}
+    report = Report(
+        title=study.study if study else outcome.store.stem,
+        rankings=outcome.rankings,
+        measurements=outcome.measurements,
+        screened=outcome.screened,
+        failures=outcome.failures,
+        environments=tuple(environments.values()),
+        study_text=study.text if study else "",
+        command=study.command if study else command,
+        created_at=study.created_at if study else 0.0,
+        version=__version__,
+    )
+    write_html(page, report)
 
 
 def report_store(source: Path, page: Path | None, command: str) -> Outcome:

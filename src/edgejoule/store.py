@@ -20,7 +20,8 @@ import sqlalchemy as sql
 from sqlalchemy.exc import DatabaseError, OperationalError, SQLAlchemyError
 
 from edgejoule.errors import OutputError, StoreError
-from edgejoule.records import Artifact, Failure, Floats, Screened, Trial, decode, encode, pack_floats, unpack_floats
+from edgejoule.plain import decode, encode, pack_floats, unpack_floats
+from edgejoule.records import Artifact, Failure, Floats, Screened, Trial
 
 SCHEMA_VERSION = 1
 NAME = "results.sqlite"

@@ -155,6 +155,9 @@ class _Where:
         spot = f"line {line}" if (line := self._line(table, key, nth)) else "key"
         return StudyError(f"{self._path}, {spot}, {'.'.join(filter(None, (table, key)))}: {message}")
 
+    def measure_error(self, nth: int, key: str, message: str) -> StudyError:
+        return self.error("measure", key, nth, message)
+
     def _line(self, table: str, key: str, nth: int) -> int | None:
         inside, seen = not table, -1
         for number, line in enumerate(self._lines, 1):
@@ -214,7 +217,7 @@ def _check_values(study: Study, where: _Where) -> None:
     for text in study.compile.backends:
         _spelling(text, partial(where.error, "compile", "backends", 0))
     for nth, plan in enumerate(study.measure):
-        check_plan(plan, lambda key, message, nth=nth: where.error("measure", key, nth, message))
+        check_plan(plan, partial(where.measure_error, nth))
 
 
 def check_plan(plan: MeasurePlan, error: Callable[[str, str], StudyError]) -> None:
@@ -233,11 +236,14 @@ def check_plan(plan: MeasurePlan, error: Callable[[str, str], StudyError]) -> No
 
 def with_measure(study: Study, meter: str | None = None, profile: str | None = None) -> Study:
     """The study with another meter or profile in all its measuring plans (and each plan once)."""
-    changes = {key: value for key, value in {"meter": meter, "profile": profile}.items() if value is not None}
-    for key, value in changes.items():
-        _spelling(value, lambda message, key=key: StudyError(f"--{key}: {message}"))
-    plans = dict.fromkeys(replace(plan, **changes) for plan in study.measure)
-    return replace(study, measure=tuple(plans))
+
+    def refuse(key: str, message: str) -> StudyError:
+        return StudyError(f"--{key}: {message}")
+
+    plans = [replace(plan, meter=meter or plan.meter, profile=profile or plan.profile) for plan in study.measure]
+    for plan in plans:
+        check_plan(plan, refuse)
+    return replace(study, measure=tuple(dict.fromkeys(plans)))
 
 
 def _spelling(text: str, error: Callable[[str], StudyError]) -> None:

@@ -146,9 +146,9 @@ def _compile(order: _Order, folder: Path, network_input: np.ndarray[Any, Any]) -
     context = CompileContext(shape=order.shape, workdir=folder, calibration=lambda: network_input)
     try:
         entry = order.backend.compile(order.export, context)
-    except (EdgejouleError, OSError):
-        raise
     except Exception as error:
+        if isinstance(error, EdgejouleError) or getattr(error, "errno", None):  # an errno: the folder cannot be written
+            raise
         raise BackendError(
             f"{order.backend_text} failed to compile {order.variant.label} ({reason(error)}): use another backend"
         ) from error

@@ -102,8 +102,8 @@ def _rail(trace: Trace, window: Phase, before: Phase | None, after: Phase | None
     duration = window.stop_s - window.start_s
     doubts, unmeasured = _check(trace, window)
     pad = pad_s(trace)
-    before_w = _idle_w(trace, before, PAD * trace.averaging_s)
-    after_w = _idle_w(trace, after, PAD * trace.averaging_s)
+    before_w = _idle_w(trace, before)
+    after_w = _idle_w(trace, after)
     known = [w for w in (before_w, after_w) if w is not None]
     idle_w = float(np.mean(known)) if known else None
     gross = integrate(trace, window.start_s, window.stop_s)
@@ -155,17 +155,16 @@ def _stuck(trace: Trace, times: Samples, values: Samples) -> bool:
     return trace.quantity == "energy_j" or float(times[-1] - times[0]) > 10 * max(trace.averaging_s, trace.period_s)
 
 
-def _idle_w(trace: Trace, phase: Phase | None, settle_s: float) -> float | None:
-    """Mean watts of an idle phase once the sensor has forgotten the load before it; None where nothing is left."""
-    if phase is None or phase.stop_s - phase.start_s <= settle_s:
+def _idle_w(trace: Trace, phase: Phase | None) -> float | None:
+    """Mean watts of an idle phase, once the sensor has forgotten the load before it; None where too little is left.
+
+    Two polls are cut off at each end: the interpolation of the poll that straddles an edge mixes idle with load.
+    """
+    if phase is None:
         return None
-    # The trace's first sample may lie a fraction of a poll inside the phase.
-    times, _ = samples(trace)
-    if not len(times):
-        return None
-    start = max(phase.start_s + settle_s, float(times[0]))
-    stop = min(phase.stop_s, float(times[-1]))
-    joules = integrate(trace, start, stop) if stop - start > settle_s / 10 else None
+    edge = 2 * trace.period_s
+    start, stop = phase.start_s + max(PAD * trace.averaging_s, edge), phase.stop_s - edge
+    joules = integrate(trace, start, stop)
     return None if joules is None else joules / (stop - start)
 
 
@@ -178,7 +177,7 @@ def _idle_at(at_s: float, before: Phase, after: Phase, before_w: float, after_w:
 def _idle_drift(before_w: float | None, after_w: float | None) -> list[Caveat]:
     if before_w is None or after_w is None:
         return []
-    allowed = max(IDLE_DRIFT * (before_w + after_w) / 2, IDLE_DRIFT_W)
+    allowed = max(IDLE_DRIFT * abs(before_w + after_w) / 2, IDLE_DRIFT_W)
     if abs(after_w - before_w) <= allowed:
         return []
     return [caveat("idle_drift", f"{before_w:.3g} W before, {after_w:.3g} W after")]

@@ -25,6 +25,7 @@ POOL = 64  # distinct images at most: enough to defeat caches of one input, smal
 DRIFT, DRIFT_SLIGHT = 0.03, 0.02
 THIRD = 5  # inferences in a third of the window: fewer give no verdict on drift
 OUTLYING = 14.826  # median absolute deviations, as hyperfine's
+ROOT_HALF_PI = math.sqrt(math.pi / 2)  # a normal distribution's standard deviation over its mean absolute deviation
 SIGMA = 1.4826  # a normal distribution's standard deviation over its median absolute deviation
 
 
@@ -104,6 +105,10 @@ def timing_doubts(latencies_s: Floats) -> list[Caveat]:
 
 
 def _median_error(values: npt.NDArray[np.float64]) -> float:
-    """Standard error of a median, from the spread around it (1.2533 is sqrt(pi / 2), for a normal distribution)."""
-    mad = float(np.median(np.abs(values - np.median(values))))
-    return 1.2533 * SIGMA * mad / math.sqrt(len(values))
+    """Standard error of a median, sqrt(pi / 2) sigma / sqrt(n).
+
+    Sigma is the larger of two estimates, because the median deviation alone is blind to timings of two speeds.
+    """
+    away = np.abs(values - np.median(values))
+    sigma = max(SIGMA * float(np.median(away)), ROOT_HALF_PI * float(np.mean(away)))
+    return ROOT_HALF_PI * sigma / math.sqrt(len(values))

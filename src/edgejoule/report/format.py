@@ -80,6 +80,11 @@ def saved(saved_pct: float | None) -> str:
     return f"{abs(saved_pct):.0f} % {'less' if saved_pct > 0 else 'more'}"
 
 
+def saving(saved_pct: float | None) -> str:
+    """The same as a signed figure for a column: ``62 %``, ``-8 %``."""
+    return NONE if saved_pct is None else f"{saved_pct:.0f} %".replace("-0 %", "0 %")
+
+
 def plain_number(value: float | None, significant: int = 3) -> str:
     """A bare number, or a dash where there is none."""
     return NONE if value is None else number(value, significant)

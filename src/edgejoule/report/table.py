@@ -107,13 +107,13 @@ def _fitting(table: Table, width: int) -> list[int] | None:
 
     widths = [max([cell_len(c.title), *(cell_len(row[i]) for row in table.rows)]) for i, c in enumerate(table.columns)]
     widths = [min(needed, WRAPPED) if c.wrap else needed for needed, c in zip(widths, table.columns, strict=True)]
-    shown = list(range(len(table.columns)))
-    while sum(widths[i] + GAP for i in shown) > width:
-        victim = max(shown, key=lambda i: (table.columns[i].keep, i))
-        if table.columns[victim].keep == 0:
+    shown: list[int] = []
+    for i in sorted(range(len(table.columns)), key=lambda i: (table.columns[i].keep, i)):
+        if sum(widths[j] + GAP for j in (*shown, i)) <= width:
+            shown.append(i)
+        elif table.columns[i].keep == 0:
             return None
-        shown.remove(victim)
-    return shown
+    return sorted(shown)
 
 
 def _without_bounds(table: Table) -> Table:

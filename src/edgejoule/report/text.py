@@ -62,7 +62,7 @@ def ranking_table(ranking: Ranking) -> Table:
     """One ranking: place, model, accuracy, metric, energy, latency, power, saving, Pareto fronts."""
     columns = [Column("#", right=True), Column("model"), Column("top-1", 1, True), Column("SAM", 0 if ranking.metric == "sam" else 3, True)]
     columns += [Column("energy / image", 0, True), Column("latency", 2, True), Column("power", 6, True), Column("% / mJ", 5, True)]
-    columns += [Column(f"energy vs {ranking.baseline or 'baseline'}", 4, True), Column("on front", 7), Column("weights", 3)]
+    columns += [Column("energy saved", 4, True), Column("on front", 7), Column("weights", 3)]
     rows = tuple(_ranking_cells(row, ranking.grade) for row in ranking.rows)
     empty = {i for i in range(len(columns)) if rows and all(row[i] in ("", f.NONE) for row in rows)}
     empty |= {10} if all(row.weights in ("", "pretrained") for row in ranking.rows) else set()
@@ -253,7 +253,7 @@ def _ranking_cells(row: RankRow, grade: str) -> tuple[str, ...]:
         f.measure(row.latency_ms, "ms"),
         f.measure(row.power_w, "W", 1.0, grade),
         f.measure(row.efficiency_pct_per_mj),
-        f.saved(row.saved_pct),
+        f.saving(row.saved_pct),
         ", ".join(fronts),
         row.weights,
     )
@@ -263,6 +263,8 @@ def _ranking_notes(ranking: Ranking) -> Iterable[str]:
     for row in ranking.rows:
         if row.note:
             yield f"{row.model}: {row.note}"
+    if ranking.baseline:
+        yield f"energy saved: against {ranking.baseline}{'' if '@' in ranking.baseline else ' on the same backend'}"
     for pair in ranking.pairs:
         gain = f", SAM {pair.delta_sam:+.3f}" if pair.delta_sam is not None else ""
         yield f"distilled over plain: {pair.distilled} uses {pair.energy_ratio:.2f} × the energy of {pair.plain}{gain}"

@@ -47,12 +47,14 @@ class TimmModel:
         return dict(found.to_dict())
 
     def spec(self) -> ModelSpec:
-        """A catalog row without published numbers, its preprocessing from timm's configuration."""
+        """A catalog row without published numbers, preprocessing as timm says; a name without a tag gets timm's default tag."""
         config = self.config()
+        tag = "" if "." in self.name else str(config.get("tag") or "")
+        name = f"{self.name}.{tag}" if tag else self.name
         return ModelSpec(
-            name=self.name,
-            family=self.name.partition("_")[0],
-            builder=f'timm(name="{self.name}")',
+            name=name,
+            family=name.partition("_")[0],
+            builder=f'timm(name="{name}")',
             preprocessing=preprocessing_of(config),
             num_classes=int(config.get("num_classes") or 1000),
             dataset="imagenet-1k" if config.get("num_classes", 1000) == 1000 else "unknown",

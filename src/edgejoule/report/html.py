@@ -1,0 +1,181 @@
+"""A ``Report`` as one self-contained page that opens from disk: no network, no server, everything from outside escaped.
+
+The plots' library travels inside the page. A content policy in the page forbids every load and every script but the page's own.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import datetime
+import hashlib
+import importlib.resources
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from edgejoule.errors import OutputError
+from edgejoule.records import Caveat, Interval, Ranking, RankRow
+from edgejoule.report import format as f
+from edgejoule.report import sections as s
+from edgejoule.report.cells import esc, section
+from edgejoule.report.report import Report
+
+
+def write_html(path: Path | str, report: Report) -> Path:
+    """Writes the page, whole or not at all. Raises OutputError where it cannot be written."""
+    path = Path(path)
+    page = render(report).encode("utf-8", "replace")
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        with os.fdopen(handle, "wb") as file:
+            file.write(page)
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except OSError as error:
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                Path(temporary).unlink()
+        raise OutputError(
+            f"cannot write the report to {path} ({error.strerror or error}): free some space or choose another folder"
+        ) from error
+    return path
+
+
+def render(report: Report) -> str:
+    """The whole page as text."""
+    library, script, style = _plotly(), _own("report.js"), _own("report.css")
+    policy = (
+        f"default-src 'none'; script-src {_hash(library)} {_hash(script)}; style-src 'unsafe-inline'; img-src data: blob:; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n<meta name="color-scheme" content="light dark">\n'
+        f"<title>{esc(report.title or 'edgejoule')}</title>\n<style>{style}</style>\n</head>\n<body>\n"
+        f"{_header(report)}\n<main>\n{_body(report)}\n</main>\n{_footer()}\n"
+        f'<script type="application/json" id="data">{embed(_data(report))}</script>\n'
+        f"<script>{library}</script>\n<script>{script}</script>\n</body>\n</html>\n"
+    )
+
+
+def embed(value: Any) -> str:
+    """JSON that may stand inside a script element: nothing in it can end the element or open a comment."""
+    text = json.dumps(value, ensure_ascii=True, allow_nan=False)  # ASCII: U+2028 and its like are escaped
+    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+
+
+def _body(report: Report) -> str:
+    several = len(report.rankings) > 1
+    ranked = "".join(s.ranking_sections(ranking, number, several) for number, ranking in enumerate(report.rankings))
+    if not ranked:
+        ranked = '<div class="hero"><p>Nothing was ranked: no measurement has an energy. <code>edgejoule doctor</code> says why.</p></div>'
+    everything = "Every figure with its unit; grade, scope and meter stand in the same row. Energies are per image, latency is the median."
+    stage1 = "Before any device was touched: thresholds, then NetScore, a score from accuracy and size alone. Best first."
+    return (
+        ranked
+        + section("Caveats", s.caveat_cards(_caveats(report)), "What could make these figures wrong, and what to do about it.", "caveats")
+        + section("What could not go on", s.failures_list(report.failures), "The rest of the study went on without these.")
+        + section("Every measurement", s.measurements_table(report.measurements), everything)
+        + section("Stage 1: choosing candidates", s.screened_table(report.screened), stage1)
+        + section("The machine", s.environments_list(report.environments))
+        + section("How to reproduce", _reproduce(report))
+        + section("What the words mean", s.glossary(), anchor="words")
+    )
+
+
+def _header(report: Report) -> str:
+    when = (
+        datetime.datetime.fromtimestamp(report.created_at, datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+        if report.created_at
+        else ""
+    )
+    count = f"{len(report.measurements)} measurements" if report.measurements else ""
+    facts = " · ".join(filter(None, (when, count, f"edgejoule {report.version}" if report.version else "")))
+    return f'<header><p class="brand">edge<b>joule</b></p><h1>{esc(report.title or "Report")}</h1><p class="meta">{esc(facts)}</p></header>'
+
+
+def _footer() -> str:
+    return '<footer><p>Made by edgejoule. This page loads nothing from anywhere. <a href="#words">What the words mean</a></p></footer>'
+
+
+def _reproduce(report: Report) -> str:
+    command = f'<p>Command</p><pre class="command">{esc(report.command)}</pre>' if report.command else ""
+    study = _lines(report.study_text)
+    return command + (f"<details open><summary>The study file</summary><pre>{study}</pre></details>" if report.study_text else "")
+
+
+def _lines(text: str) -> str:
+    return "\n".join(esc(line.expandtabs(4)) for line in text.splitlines())
+
+
+def _caveats(report: Report) -> Iterator[tuple[str, Caveat]]:
+    for measurement in report.measurements:
+        for doubt in measurement.caveats:
+            yield f"{measurement.variant} @ {measurement.backend}", doubt
+    for doubt in (*(doubt for ranking in report.rankings for doubt in ranking.caveats), *report.caveats):
+        yield "", doubt
+
+
+def _data(report: Report) -> dict[str, Any]:
+    return {"rankings": [_plot_data(ranking) for ranking in report.rankings]}
+
+
+def _plot_data(ranking: Ranking) -> dict[str, Any]:
+    scope = f"grade {ranking.grade}, {ranking.scope}" if ranking.grade else ""
+    return {"scope": f.clean(scope), "rows": [_point(row, ranking) for row in ranking.rows if row.top1_pct is not None]}
+
+
+def _point(row: RankRow, ranking: Ranking) -> dict[str, Any]:
+    name, _, backend = f.clean(row.model).partition(" @ ")
+    hover = (
+        f"rank {row.rank or f.NONE}",
+        f"top-1 {f.top1(row.top1_pct, row.accuracy)}",
+        f"energy {f.measure(row.energy_mj, 'mJ', 1.0, ranking.grade)} an image",
+        f"latency {f.measure(row.latency_ms, 'ms')}",
+        f"power {f.measure(row.power_w, 'W', 1.0, ranking.grade)}",
+        f"SAM {f.measure(row.sam)}",
+        f"{f.measure(row.efficiency_pct_per_mj)} %/mJ",
+        f"energy saved {f.saving(row.saved_pct)}" if row.saved_pct is not None else "",
+        f"grade {ranking.grade}, scope {ranking.scope}" if ranking.grade else "",
+        f"weights {row.weights}" if row.weights else "",
+    )
+    return {
+        "name": name,
+        "backend": backend,
+        "top1": row.top1_pct,
+        "energy": _triple(row.energy_mj),
+        "latency": _triple(row.latency_ms),
+        "front": {"energy": row.pareto_energy, "latency": bool(row.pareto_latency)},
+        "best": row.rank == 1,
+        "hover": [line for line in hover if line],
+    }
+
+
+def _triple(interval: Interval | None) -> list[float | None] | None:
+    return None if interval is None else [interval.value, interval.low, interval.high]
+
+
+def _plotly() -> str:
+    from plotly.offline import get_plotlyjs
+
+    return _script(str(get_plotlyjs()))
+
+
+def _own(name: str) -> str:
+    return _script((importlib.resources.files("edgejoule.report") / name).read_text(encoding="utf-8"))
+
+
+def _script(text: str) -> str:
+    """As a browser will see it between its tags, so that the hash of the content policy fits: LF line ends, no closing tag inside."""
+    return text.replace("\r\n", "\n").replace("\r", "\n").replace("</script", "<\\/script").replace("<!--", "<\\!--")
+
+
+def _hash(script: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"

@@ -1,0 +1,319 @@
+"""The parts of the page, one function a part: records in, escaped HTML out. Measures nothing, reads no file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from edgejoule.records import Agreement, Caveat, Environment, Failure, Measurement, Pair, Ranking, RankRow, Screened
+from edgejoule.report import format as f
+from edgejoule.report.cells import Cell, Head, esc, interval_cell, label_cell, number_cell, section, table, text_cell
+
+BOUNDS = "small figures in brackets are 95 % intervals over repeats"
+SEVERITY = {"reject": "left out", "warn": "warning", "note": "note"}
+GLOSSARY = (
+    ("Top-1 accuracy", "How often the network's first answer is right, in percent of the images of the data set."),
+    (
+        "SAM, Sustainable Accuracy Metric",
+        "One score for accuracy and energy together: b × accuracy^a ÷ log10(energy in mJ per image). Higher is better. It has no "
+        "meaning at 1 mJ or less.",
+    ),
+    ("% / mJ", "Top-1 accuracy divided by the energy of one image."),
+    ("NetScore", "A score from accuracy, parameters and multiply-adds alone, without a device: 20 × log10(top-1² ÷ √(params × MACs))."),
+    ("Params, MACs", "The network's learned numbers (millions), and its multiply-adds for one image (billions)."),
+    ("On the front", "No other row is at least as accurate for less (energy or time), so it is a sensible choice for some budget."),
+    ("Gross and above idle", "Gross energy is all that the sensor saw. Above idle subtracts what the machine draws doing nothing."),
+    ("Grade", "How far the energy can be trusted: " + "; ".join(f"{key} {words}" for key, words in f.GRADES.items()) + "."),
+    ("Scope", "What the sensor covers: the processor package, the module, the whole board, the wall socket."),
+    ("p90, p99", "Nine (ninety-nine) of ten (a hundred) inferences were at least this fast."),
+    ("Kendall's tau", "How alike two orders are: 1 the same, 0 unrelated, −1 opposite."),
+    ("95 % interval", "Where the value would fall again in 95 of 100 such measurements; it covers chance, not the sensor's own error."),
+)
+
+
+def finding(ranking: Ranking) -> str:
+    """The answer in plain words: who wins, what it saves, how sure that is."""
+    best = ranking.rows[0] if ranking.rows and ranking.rows[0].rank == 1 else None
+    if best is None:
+        return "<p>No model could be ranked; the table says why.</p>"
+    estimate = " (an estimate, not a measurement)" if ranking.grade == "D" else ""
+    words = [f"<strong>{esc(best.model)}</strong> is best by {esc(f.metric_name(ranking.metric, ranking.a, ranking.b))}."]
+    runner = ranking.rows[1] if len(ranking.rows) > 1 else None
+    if ranking.metric == "sam" and runner and _overlap(best, runner):
+        words.append(f"Its lead over {esc(runner.model)} lies within the uncertainty: treat the two as equal.")
+    name, _, backend = best.model.partition(" @ ")
+    if best.saved_pct is not None and ranking.baseline not in (best.model, name):
+        amount = "the same energy as" if f.saved(best.saved_pct) == "same" else f"{f.saved(best.saved_pct)} energy than"
+        where = f" on {backend}" if backend and " @ " not in ranking.baseline else ""
+        words.append(f"It uses {esc(amount)} {esc(ranking.baseline + where)}{estimate}.")
+    thrift = min(ranking.rows, key=lambda row: row.energy_mj.value)
+    if thrift is not best:
+        least, _ = _split(f.measure(thrift.energy_mj, "mJ", 1.0, ranking.grade))
+        words.append(f"The thriftiest is {esc(thrift.model)} with {esc(least)} an image.")
+    return f"<p>{' '.join(words)}</p>"
+
+
+def hero(ranking: Ranking) -> str:
+    """The winner's figures as tiles above the table, with what all rows share."""
+    tiles = ""
+    if ranking.rows and ranking.rows[0].rank == 1:
+        row = ranking.rows[0]
+        shown = (
+            ("Top-1 accuracy", f"{row.top1_pct:.2f} %" if row.top1_pct is not None else f.NONE, row.accuracy),
+            ("Energy per image", *_split(f.measure(row.energy_mj, "mJ", 1.0, ranking.grade))),
+            ("Latency", *_split(f.measure(row.latency_ms, "ms"))),
+            ("SAM", *_split(f.measure(row.sam))),
+        )
+        tiles = "".join(f"<div><dt>{esc(name)}</dt><dd>{esc(value)}<small>{esc(sub)}</small></dd></div>" for name, value, sub in shown)
+        tiles = f'<dl class="tiles">{tiles}</dl>'
+    return f'<div class="hero"><p class="kicker">{esc(_where(ranking))}</p>{finding(ranking)}{tiles}{chips(ranking)}</div>'
+
+
+def chips(ranking: Ranking) -> str:
+    """Grade, scope, meter, workload and protocol: what must be said beside every energy."""
+    grade = f'<li class="grade grade-{esc(ranking.grade[:1] or "none")}">grade {esc(f.grade_words(ranking.grade))}</li>'
+    facts = (("scope", ranking.scope), ("meter", ranking.meter), ("workload", ranking.workload), ("protocol", ranking.protocol))
+    return f'<ul class="chips">{grade}' + "".join(f"<li>{name} <b>{esc(fact)}</b></li>" for name, fact in facts if fact) + "</ul>"
+
+
+def ranking_table(ranking: Ranking) -> str:
+    """The sortable ranking."""
+    heads = (
+        Head("#", "place", True),
+        Head("Model", "network, and below it the runtime (backend)", pin=True),
+        Head("Top-1", "accuracy, and whether others published it or it was measured here", True),
+        Head("SAM", "accuracy and energy in one score, higher is better", True),
+        Head("Energy / image", f"gross, grade {ranking.grade or 'not stated'}, scope {ranking.scope or 'not stated'}", True),
+        Head("Latency", "median time of one inference", True),
+        Head("Power", "mean over the window", True),
+        Head("% / mJ", "top-1 per energy, higher is better", True),
+        Head("Saved", f"energy saved against {ranking.baseline or 'a baseline: none here'}", True),
+        Head("On the front", "no other row is as accurate for less energy, or for less time"),
+    )
+    rows = [_ranking_row(row, ranking.grade) for row in ranking.rows]
+    used = [i for i in range(len(heads)) if i < 2 or any(row[i].markup not in ("", f.NONE) for row in rows)]
+    caption = f"Ranking by {f.metric_name(ranking.metric, ranking.a, ranking.b)}, best first; {BOUNDS}"
+    return table([heads[i] for i in used], [[row[i] for i in used] for row in rows], caption, 0, best=bool(rows))
+
+
+def pairs_table(pairs: Sequence[Pair]) -> str:
+    """Distilled models beside their plain twins."""
+    heads = (Head("Distilled"), Head("Plain twin"), Head("Energy ratio", "distilled over plain", True), Head("SAM gained", "", True))
+    rows = [
+        (
+            label_cell(pair.distilled),
+            label_cell(pair.plain),
+            number_cell(f"{pair.energy_ratio:.2f} ×", pair.energy_ratio),
+            number_cell(f.NONE if pair.delta_sam is None else f"{pair.delta_sam:+.3f}", pair.delta_sam),
+        )
+        for pair in pairs
+    ]
+    return table(heads, rows, "Distilled models beside their plain twins") if rows else ""
+
+
+def agreement_table(agreements: Sequence[Agreement]) -> str:
+    """Kendall's tau of every cheap figure against every measured one."""
+    heads = (Head("Stage 1 (no device)"), Head("Stage 2 (measured)"), Head("Kendall's tau", "1 same order, 0 unrelated, -1 opposite", True))
+    rows = [
+        (text_cell(one.stage1), text_cell(one.stage2), number_cell(f.NONE if one.tau is None else f"{one.tau:+.2f}", one.tau), *_n(one.n))
+        for one in agreements
+    ]
+    return table((*heads, Head("Models", "", True)), rows, "Agreement of stage 1 with stage 2") if rows else ""
+
+
+def screened_table(screened: Sequence[Screened]) -> str:
+    """Stage 1, kept and rejected."""
+    heads = (
+        Head("Model", pin=True),
+        Head("Top-1", "published", True),
+        Head("Params", "", True),
+        Head("MACs", "", True),
+        Head("NetScore", "", True),
+    )
+    rows = [
+        (
+            Cell(f'<span class="model">{esc(row.name)}</span>', row.name),
+            number_cell(f.top1(row.top1_pct), row.top1_pct),
+            number_cell(f.NONE if row.params_m is None else f"{row.params_m:.2f} M", row.params_m),
+            number_cell(f.NONE if row.macs_g is None else f"{row.macs_g:.2f} G", row.macs_g),
+            number_cell(f.plain_number(row.netscore), row.netscore),
+            Cell(
+                '<span class="kept">kept</span>' if row.kept else f'<span class="lost">rejected</span> {esc(row.reason)}', str(not row.kept)
+            ),
+        )
+        for row in screened
+    ]
+    return table((*heads, Head("Verdict")), rows, "Stage 1: candidates by NetScore") if rows else ""
+
+
+def measurements_table(measurements: Sequence[Measurement]) -> str:
+    """Every figure of every measurement, each with its grade and scope in the same row."""
+    titles = (
+        "Latency",
+        "p90",
+        "p99",
+        "Throughput",
+        "Energy / image",
+        "above idle",
+        "Power",
+        "Idle",
+        "Images / Wh",
+        "First inference",
+        "Load",
+    )
+    heads = [Head("Model", pin=True), *(Head(title, "", True) for title in (*titles, "Peak memory", "Artifact", "Top-1"))]
+    heads += [Head(title) for title in ("Weights", "Precision", "Grade", "Scope", "Meter", "Device and workload")]
+    rows = [_measurement_row(m) for m in measurements]
+    return table(heads, rows, f"Every measurement; {BOUNDS}") if rows else ""
+
+
+def caveat_cards(found: Iterable[tuple[str, Caveat]]) -> str:
+    """Each doubt once, worst first: what was seen and where, why it matters, what to do."""
+    places: dict[str, list[str]] = {}
+    first: dict[str, Caveat] = {}
+    for where, doubt in found:
+        first.setdefault(doubt.code, doubt)
+        line = f"{where}: {doubt.seen}" if where else doubt.seen
+        if line and line not in places.setdefault(doubt.code, []):
+            places[doubt.code].append(line)
+    order = sorted(first.values(), key=lambda doubt: list(SEVERITY).index(doubt.severity))
+    return "".join(_card(doubt, places.get(doubt.code, [])) for doubt in order)
+
+
+def failures_list(failures: Sequence[Failure]) -> str:
+    """What could not go on, and why."""
+    items = (f"<li><b>{esc(one.variant)}</b> @ {esc(one.backend)}, {esc(one.stage)}: {esc(one.reason)}</li>" for one in failures)
+    return f"<ul class='failures'>{''.join(items)}</ul>" if failures else ""
+
+
+def environments_list(environments: Sequence[Environment]) -> str:
+    """The machines, and the versions of what ran on them."""
+    parts = []
+    for environment in environments:
+        device = environment.device
+        facts = {
+            "processor": f"{device.cpu}, {device.cores} cores, {device.arch}",
+            "accelerator": device.accelerator,
+            "memory": f.scaled(device.memory_bytes, f.SIZES),
+            "system": device.system,
+            "power mode": device.power_mode,
+            "governor": device.governor,
+            "threads": str(environment.threads),
+            "runtime": environment.runtime,
+            "fingerprint": environment.fingerprint,
+            **dict(sorted(environment.versions.items())),
+        }
+        lines = "".join(f"<dt>{esc(name)}</dt><dd>{esc(fact)}</dd>" for name, fact in facts.items() if fact)
+        parts.append(f'<div class="card"><h3>{esc(device.name)}</h3><dl class="facts">{lines}</dl></div>')
+    return "".join(parts)
+
+
+def glossary() -> str:
+    return '<dl class="glossary">' + "".join(f"<dt>{esc(word)}</dt><dd>{esc(meaning)}</dd>" for word, meaning in GLOSSARY) + "</dl>"
+
+
+def ranking_sections(ranking: Ranking, number: int, several: bool) -> str:
+    """All about one ranking: answer, plots, table, pairs, agreement."""
+    plots = "".join(_plot(ranking, number, cost) for cost in _costs(ranking))
+    about = (
+        "Each dot is one model on one runtime; up is more accurate, left is cheaper. The dashed line joins the choices that no other "
+        "beats. Point at a dot for its figures."
+    )
+    title = f"Ranking {number + 1}: {_where(ranking)}" if several else "Ranking"
+    agreement = (
+        "Would screening by cheap figures have found the same order? A tau near 1 says yes, near 0 says that only measuring tells. Each "
+        "model counts once, at its best."
+    )
+    return (
+        hero(ranking)
+        + section("Accuracy against cost", f'<div class="plots">{plots}</div>', about)
+        + section(
+            title, ranking_table(ranking), f"Click a heading to sort. {BOUNDS.capitalize()}. Accuracy is labelled published or measured."
+        )
+        + section("Distilled beside plain", pairs_table(ranking.pairs), "The same network, trained with and without a teacher.")
+        + section("Does stage 1 foretell stage 2?", agreement_table(ranking.agreements), agreement)
+    )
+
+
+def _ranking_row(row: RankRow, grade: str) -> tuple[Cell, ...]:
+    fronts = [name for name, on in (("energy", row.pareto_energy), ("latency", row.pareto_latency)) if on]
+    note = " · ".join(filter(None, (f"weights: {row.weights}" if row.weights not in ("", "pretrained") else "", row.note)))
+    return (
+        number_cell(str(row.rank) if row.rank else f.NONE, row.rank or None),
+        label_cell(row.model, note),
+        number_cell(f.top1(row.top1_pct), row.top1_pct, row.accuracy),
+        interval_cell(row.sam),
+        interval_cell(row.energy_mj, "mJ", 1.0, grade),
+        interval_cell(row.latency_ms, "ms"),
+        interval_cell(row.power_w, "W", 1.0, grade),
+        interval_cell(row.efficiency_pct_per_mj),
+        Cell(f.NONE) if row.saved_pct is None else number_cell(f.saving(row.saved_pct), row.saved_pct),
+        Cell("".join(f'<span class="front">{name}</span>' for name in fronts), -len(fronts)),
+    )
+
+
+def _measurement_row(m: Measurement) -> tuple[Cell, ...]:
+    accuracy = m.accuracy
+    work = (
+        f"{m.device} · {m.workload.scenario}, batch {m.workload.batch}, {m.workload.images} · {m.protocol}, {m.repeats} × · {m.inferences}"
+    )
+    return (
+        label_cell(f"{m.variant} @ {m.backend}"),
+        interval_cell(m.latency_s, "ms", 1e3),
+        number_cell(f.scaled(m.p90_s, f.TIMES), m.p90_s),
+        number_cell(f.scaled(m.p99_s, f.TIMES), m.p99_s, "needs 1000 inferences" if m.p99_s is None else ""),
+        interval_cell(m.throughput_ips, "/s"),
+        interval_cell(m.energy_j, "mJ", 1e3, m.grade),
+        interval_cell(m.net_energy_j, "mJ", 1e3, m.grade),
+        interval_cell(m.power_w, "W", 1.0, m.grade),
+        number_cell(f.scaled(m.idle_w, f.POWERS), m.idle_w),
+        number_cell(f.plain_number(m.inferences_per_wh), m.inferences_per_wh),
+        number_cell(f.scaled(m.first_inference_s, f.TIMES), m.first_inference_s),
+        number_cell(f.scaled(m.load_s, f.TIMES), m.load_s),
+        number_cell(f.scaled(m.peak_memory_bytes, f.SIZES), m.peak_memory_bytes),
+        number_cell(f.scaled(m.artifact_bytes, f.SIZES), m.artifact_bytes),
+        number_cell(f.top1(100 * accuracy.value), accuracy.value, f"{accuracy.kind}, {accuracy.dataset}") if accuracy else Cell(f.NONE),
+        *(text_cell(text) for text in (m.weights, m.precision, m.grade, m.scope, m.meter, f"{work} inferences")),
+    )
+
+
+def _card(doubt: Caveat, places: Sequence[str]) -> str:
+    shown = "".join(f"<li>{esc(place)}</li>" for place in places[:8])
+    more = f"<li>and {len(places) - 8} more</li>" if len(places) > 8 else ""
+    return (
+        f'<article class="card {esc(doubt.severity)}"><h3><span class="badge">{SEVERITY[doubt.severity]}</span> {esc(doubt.code)}</h3>'
+        f"<ul>{shown}{more}</ul><p><b>Why it matters.</b> {esc(doubt.why)}</p><p><b>What to do.</b> {esc(doubt.advice)}</p></article>"
+    )
+
+
+def _costs(ranking: Ranking) -> tuple[str, ...]:
+    has_latency = any(row.latency_ms is not None and row.top1_pct is not None for row in ranking.rows)
+    has_energy = any(row.top1_pct is not None for row in ranking.rows)
+    return tuple(cost for cost, there in (("energy", has_energy), ("latency", has_latency)) if there)
+
+
+def _plot(ranking: Ranking, number: int, cost: str) -> str:
+    sensed = f"grade {ranking.grade}, scope {ranking.scope}, {ranking.meter}" if ranking.grade else "as the table states it"
+    sub = sensed if cost == "energy" else ranking.workload
+    return (
+        f"<figure><figcaption>Accuracy against {cost} <small>{esc(sub)}</small></figcaption>"
+        f'<div class="plot" id="plot-{number}-{cost}" data-ranking="{number}" data-cost="{cost}"></div></figure>'
+    )
+
+
+def _where(ranking: Ranking) -> str:
+    return " on ".join(filter(None, (ranking.dataset, ranking.device))) or "figures from a table"
+
+
+def _overlap(best: RankRow, runner: RankRow) -> bool:
+    if best.sam is None or runner.sam is None or best.sam.low is None or runner.sam.high is None:
+        return False
+    return runner.sam.high >= best.sam.low
+
+
+def _split(measure: str) -> tuple[str, str]:
+    value, _, bounds = measure.partition(" [")
+    return value, f"[{bounds}" if bounds else ""
+
+
+def _n(n: int) -> tuple[Cell, ...]:
+    return (number_cell(str(n), n),)

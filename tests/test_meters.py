@@ -1,0 +1,369 @@
+"""The sensors against fakes that behave like the real things, faults included; and how a meter is opened and chosen."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+import threading
+import time
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edgejoule import registry
+from edgejoule.errors import MeterError, SpecError, UnknownNameError
+from edgejoule.measure import meters
+from edgejoule.measure.energy import integrate, window_energy
+from edgejoule.measure.meters import choose_meter, open_meter, survey
+from edgejoule.measure.nvml import Nvml
+from edgejoule.measure.rapl import Rapl
+from edgejoule.measure.replay import Replay, read_power
+from edgejoule.records import Phase
+from tests.fakes.measuring import set_energy, write_domain
+
+# ---------------------------------------------------------------- rapl
+
+
+def tree(root: Path) -> Path:
+    """A laptop: package with core, uncore and dram below it, psys beside it, the mmio copy of the package, and the control folder."""
+    write_domain(root / "intel-rapl:0", "package-0", 65_997_277_274)
+    for n, name in enumerate(("core", "uncore", "dram")):
+        write_domain(root / "intel-rapl:0" / f"intel-rapl:0:{n}", name, 1000 + n, 65_712_999_613)
+        write_domain(root / f"intel-rapl:0:{n}", name, 1000 + n, 65_712_999_613)  # as the class folder lists it too
+    write_domain(root / "intel-rapl:1", "psys", 117_870_082_040)
+    write_domain(root / "intel-rapl-mmio:0", "package-0", 65_997_277_274)
+    (root / "intel-rapl").mkdir()
+    return root
+
+
+def test_rapl_finds_domains_by_name_and_counts_nothing_twice(tmp_path: Path) -> None:
+    sensor = Rapl(str(tree(tmp_path)))
+    assert sensor.probe() is None
+    rails = sensor.read()
+    assert set(rails) == {"package-0", "package-0/core", "package-0/uncore", "package-0/dram", "psys"}
+    assert [rail for rail in rails if sensor.total(rail)] == ["package-0"]
+    assert set(rails.values()) == {0.0}
+
+
+def test_rapl_counts_every_wrap(tmp_path: Path) -> None:
+    top = 1_000_000
+    write_domain(tmp_path / "intel-rapl:0", "package-0", 900_000, top)
+    sensor, energy, joules = Rapl(str(tmp_path)), 900_000, [0.0]
+    joules[0] = sensor.read()["package-0"]
+    for _ in range(40):  # 28 J over a counter of one joule
+        energy = (energy + 700_000) % top
+        set_energy(tmp_path / "intel-rapl:0", energy)
+        sensor._read_at["last"] = time.perf_counter()  # the guard would say, rightly, that a joule may wrap in a millisecond
+        joules.append(sensor.read()["package-0"])
+    assert joules[-1] == pytest.approx(28.0) and all(a < b for a, b in itertools.pairwise(joules))
+
+
+def test_rapl_at_a_known_power_through_the_polling_thread(tmp_path: Path) -> None:
+    folder, top, watts, halt = tmp_path / "intel-rapl:0", 300_000_000, 150.0, threading.Event()
+    write_domain(folder, "package-0", top - 10_000_000, top)  # wraps after 67 ms
+    begin = time.perf_counter()
+
+    def work() -> None:
+        while not halt.wait(0.001):
+            set_energy(folder, (top - 10_000_000 + int(1e6 * watts * (time.perf_counter() - begin))) % top)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        meter = open_meter(f"rapl(root={str(tmp_path)!r}, period_s=0.01)")
+        assert meter is not None
+        meter.start()
+        time.sleep(0.6)
+        (trace,) = meter.stop()
+    finally:
+        halt.set()
+        thread.join()
+    start, stop = trace.times_s[0] + 0.02, trace.times_s[-1] - 0.02
+    joules = integrate(trace, start, stop)
+    assert joules is not None and joules / (stop - start) == pytest.approx(watts, rel=0.05)
+
+
+def test_a_read_that_fails_is_an_error_and_never_a_wrap(tmp_path: Path) -> None:
+    write_domain(tmp_path / "intel-rapl:0", "package-0", 5_000_000)
+    sensor = Rapl(str(tmp_path))
+    sensor.read()
+    for text in ("", "-1", "none"):
+        (tmp_path / "intel-rapl:0" / "energy_uj").write_text(text)
+        with pytest.raises(MeterError, match="expected microjoules"):
+            sensor.read()
+    (tmp_path / "intel-rapl:0" / "energy_uj").unlink()
+    with pytest.raises(MeterError, match="cannot read"):
+        sensor.read()
+    set_energy(tmp_path / "intel-rapl:0", 6_000_000)
+    assert sensor.read() == {"package-0": 1.0}
+
+
+def test_a_gap_in_which_a_counter_may_wrap_twice_is_an_error(tmp_path: Path) -> None:
+    write_domain(tmp_path / "intel-rapl:0", "package-0", 1, 65_532_610_987)  # 65 s at 1 kW
+    sensor = Rapl(str(tmp_path))
+    sensor.read()
+    sensor._read_at["last"] -= 70
+    with pytest.raises(MeterError, match="wrapped twice"):
+        sensor.read()
+    assert sensor.read() == {"package-0": 0.0}
+    for period in (0, -1, 11):
+        with pytest.raises(SpecError, match="period_s"):
+            registry.create("meter", f"rapl(period_s={period})")
+
+
+def test_mirrored_dies_are_one_and_two_sockets_are_two(tmp_path: Path) -> None:
+    for n in range(2):
+        write_domain(tmp_path / f"intel-rapl:{n}", f"package-{n}", 64_930_873_566, 65_532_610_987)
+    assert set(Rapl(str(tmp_path)).read()) == {"package-0"}
+    write_domain(tmp_path / "intel-rapl:1", "package-1", 31_041_919_121, 65_532_610_987)
+    assert set(Rapl(str(tmp_path)).read()) == {"package-0", "package-1"}
+
+
+def test_rapl_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "is not there" in str(Rapl(str(tmp_path / "no")).probe())
+    assert "modprobe" in str(Rapl(str(tmp_path)).probe())
+    tree(tmp_path)
+
+    def refuse(self: Path, *args: Any, **more: Any) -> str:
+        if self.name == "energy_uj":
+            raise PermissionError(13, "Permission denied")
+        return self.read_bytes().decode()
+
+    monkeypatch.setattr(Path, "read_text", refuse)  # the tests may run as root, whom nothing is denied
+    assert "sudo chmod" in str(Rapl(str(tmp_path)).probe())
+
+
+# ---------------------------------------------------------------- nvml
+
+
+class FakeNvml(types.ModuleType):
+    """nvidia-ml-py as it behaves: codes as exceptions, milliwatts and millijoules, field values with a return code of their own."""
+
+    class NVMLError(Exception):
+        def __init__(self, value: int) -> None:
+            self.value = value
+
+        def __str__(self) -> str:
+            return {3: "Not Supported", 9: "Driver Not Loaded", 15: "GPU is lost"}.get(self.value, "Unknown Error")
+
+    def __init__(self, energy: bool = True, instant: bool = True, usage: bool = True, arch: int = 8, start: int = 0) -> None:
+        super().__init__("pynvml")
+        self.can = {"energy": energy, "instant": instant, "usage": usage}
+        self.arch, self.begin, self.reasons, self.lost = arch, start, 0, False
+
+    def nvmlInit(self) -> None:  # noqa: N802
+        if self.begin:
+            raise self.NVMLError(self.begin)
+
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> int:  # noqa: N802
+        if index > 0:
+            raise self.NVMLError(6)
+        return index
+
+    def _answer(self, what: str, value: int) -> int:
+        if self.lost or not self.can[what]:
+            raise self.NVMLError(15 if self.lost else 3)
+        return value
+
+    def nvmlDeviceGetTotalEnergyConsumption(self, handle: int) -> int:  # noqa: N802
+        return self._answer("energy", 7_500)
+
+    def nvmlDeviceGetPowerUsage(self, handle: int) -> int:  # noqa: N802
+        return self._answer("usage", 42_000)
+
+    def nvmlDeviceGetFieldValues(self, handle: int, fields: list[int]) -> list[Any]:  # noqa: N802
+        assert fields == [186]
+        return [types.SimpleNamespace(nvmlReturn=0 if self.can["instant"] else 3, value=types.SimpleNamespace(uiVal=43_000))]
+
+    def nvmlDeviceGetArchitecture(self, handle: int) -> int:  # noqa: N802
+        return self.arch
+
+    def nvmlDeviceGetCurrentClocksThrottleReasons(self, handle: int) -> int:  # noqa: N802
+        return self.reasons
+
+
+@pytest.mark.parametrize(
+    ("fake", "source", "quantity", "averaging_s", "value"),
+    [
+        (FakeNvml(), "auto", "energy_j", 0.1, 7.5),
+        (FakeNvml(), "power", "power_w", 0.1, 43.0),
+        (FakeNvml(energy=False), "auto", "power_w", 0.1, 43.0),
+        (FakeNvml(energy=False, instant=False), "auto", "power_w", 1.0, 42.0),  # a mean over a second, from Ampere on
+        (FakeNvml(energy=False, instant=False, arch=6), "auto", "power_w", 0.1, 42.0),
+    ],
+)
+def test_nvml_tells_its_three_figures_apart(
+    fake: FakeNvml, source: Any, quantity: str, averaging_s: float, value: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", fake)
+    sensor = Nvml(source=source)
+    assert sensor.probe() is None
+    assert (sensor.quantity, sensor.averaging_s, sensor.read()) == (quantity, averaging_s, {"gpu": value})
+
+
+@pytest.mark.parametrize(
+    ("fake", "sensor", "sentence"),
+    [
+        (FakeNvml(start=9), Nvml(), "NVML does not start .Driver Not Loaded.*nvidia-smi"),
+        (FakeNvml(energy=False, instant=False, usage=False), Nvml(), "does not report power"),  # initialises, and answers NOT_SUPPORTED
+        (FakeNvml(energy=False), Nvml(source="energy"), "no energy counter"),
+        (FakeNvml(), Nvml(index=1), "there is no GPU 1"),
+        (None, Nvml(), "pip install"),
+    ],
+)
+def test_nvml_says_what_is_missing(fake: Any, sensor: Nvml, sentence: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", fake)
+    message = sensor.probe()
+    assert message is not None
+    pytest.raises(MeterError, sensor.read).match(sentence)
+    assert sensor.quantity in ("energy_j", "power_w") and sensor.averaging_s > 0  # its facts can be asked all the same
+
+
+def test_nvml_lost_half_way_and_throttled(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = FakeNvml()
+    monkeypatch.setitem(sys.modules, "pynvml", fake)
+    sensor = Nvml()
+    sensor.read()
+    assert sensor.doubts() == {}
+    fake.reasons = 0x44
+    assert set(sensor.doubts()) == {"throttled", "power_capped"}
+    fake.lost = True
+    with pytest.raises(MeterError, match="GPU is lost"):
+        sensor.read()
+
+
+# ---------------------------------------------------------------- estimate and replay
+
+
+def test_the_estimate_follows_cpu_time_and_is_grade_d() -> None:
+    meter = open_meter("estimate(core_w=10.0, idle_w=3.0, period_s=0.01)")
+    assert meter is not None and meter.probe() is None
+    meter.start()
+    time.sleep(0.3)
+    cpu, wall = time.process_time(), time.perf_counter()
+    while time.process_time() - cpu < 0.3:
+        sum(range(1000))
+    spent = time.perf_counter() - wall
+    time.sleep(0.3)
+    (trace,) = meter.stop()
+    window = Phase("window", wall, wall + spent)
+    idle = Phase("idle_before", wall - 0.25, wall), Phase("idle_after", wall + spent, wall + spent + 0.25)
+    energy = window_energy([trace], window, *idle)
+    assert trace.grade == "D" and trace.scope == "process" and trace.source == "estimate(core_w=10.0, idle_w=3.0, period_s=0.01)"
+    assert energy.net_energy_j == pytest.approx(3.0, rel=0.15) and energy.idle_w == pytest.approx(3.0, abs=0.5)
+
+
+def recording(path: Path, text: str) -> str:
+    path.write_text(text)
+    return str(path)
+
+
+def test_a_replay_plays_from_start_and_starts_over(tmp_path: Path) -> None:
+    path = recording(tmp_path / "a.csv", "time_s,power_w,note\n5.0,1,x\n5.1,2,y\n\n5.2,3,z\n")
+    trace = Replay(path).played([5.0, 5.1, 5.2], [1.0, 2.0, 3.0], 100.0, 100.65)
+    assert list(trace.values) == [1, 2, 3, 1, 2, 3, 1, 2]
+    assert list(trace.times_s) == pytest.approx([100 + 0.1 * i for i in range(8)])
+    once = Replay(path, loop=False).played([5.0, 5.1, 5.2], [1.0, 2.0, 3.0], 100.0, 100.65)
+    assert list(once.values) == [1, 2, 3]
+    meter = open_meter(f"replay(path={path!r})")
+    assert meter is not None and meter.probe() is None
+    before = time.perf_counter()
+    meter.start()
+    time.sleep(0.25)
+    (live,) = meter.stop()
+    assert before <= live.times_s[0] and live.times_s[-1] >= before + 0.25 and list(live.values[:3]) == [1, 2, 3]
+    assert registry.create("meter", live.source) == Replay(path)
+    with pytest.raises(MeterError, match="already started"):
+        meter.start()
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("", "line 1: expected one column 'time_s', found nothing"),
+        ("time,power_w\n0,1\n", "line 1: expected one column 'time_s', found time, power_w"),
+        ("time_s,power_w,power_w\n0,1,2\n", "line 1: expected one column 'power_w'"),
+        ("time_s,power_w\n0,1\n1,x\n", "line 3: 'x' is not a finite number"),
+        ("time_s,power_w\n0,1\n1,nan\n", "line 3: 'nan' is not a finite number"),
+        ("time_s,power_w\n0,1\n1\n", "line 3: '' is not a finite number"),
+        ("time_s,power_w\n0,1\n\n0,2\n", "line 4: time 0 s does not come after 0 s"),
+        ("time_s,power_w\n0,1\n", "holds 1 samples"),
+    ],
+)
+def test_a_recording_that_cannot_be_played_names_the_line(text: str, sentence: str, tmp_path: Path) -> None:
+    meter = Replay(recording(tmp_path / "a.csv", text))
+    assert sentence in str(meter.probe())
+
+
+def test_a_recording_that_is_not_there_or_not_text(tmp_path: Path) -> None:
+    assert "no recording at" in str(Replay(str(tmp_path / "no.csv")).probe())
+    assert "cannot read" in str(Replay(str(tmp_path)).probe())
+    (tmp_path / "b.csv").write_bytes(b"time_s,power_w\n\xff\xfe,1\n")
+    assert "UTF-8" in str(Replay(str(tmp_path / "b.csv")).probe())
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.one_of(st.binary(max_size=200), st.text(alphabet="0123456789.,-e\n\r\" x", max_size=200).map(lambda t: b"time_s,power_w\n" + t.encode())))
+def test_any_file_is_samples_or_a_meter_error(content: bytes) -> None:
+    path = Path(FUZZ.name) / "fuzz.csv"
+    path.write_bytes(content)
+    try:
+        times, powers = read_power(path, "time_s", "power_w")
+    except MeterError:
+        return
+    assert len(times) == len(powers) >= 2 and all(a < b for a, b in itertools.pairwise(times))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def fuzz_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
+    FUZZ.name = str(tmp_path_factory.mktemp("fuzz"))
+
+
+FUZZ = types.SimpleNamespace(name="")
+
+# ---------------------------------------------------------------- opening and choosing
+
+
+def test_opening() -> None:
+    assert open_meter("none") is None and open_meter("") is None
+    with pytest.raises(UnknownNameError, match="estimate"):
+        open_meter("estimat")
+    with pytest.raises(SpecError, match="needs path"):
+        open_meter("replay")
+
+
+def patch(monkeypatch: pytest.MonkeyPatch, root: Path, fake: Any) -> None:
+    monkeypatch.setattr(Rapl.__init__, "__defaults__", (str(root), 0.05))
+    monkeypatch.setitem(sys.modules, "pynvml", fake)
+
+
+def test_the_best_meter_that_covers_the_device_is_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    patch(monkeypatch, tree(tmp_path), FakeNvml())
+    assert choose_meter("cpu")[0] == "rapl" and choose_meter("cuda")[0] == "nvml"
+    assert "grade C" in choose_meter("cpu")[1] and "gpu" in choose_meter("cuda")[1]
+
+
+def test_where_nothing_covers_the_device_it_is_an_estimate_and_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    patch(monkeypatch, tmp_path / "no", FakeNvml())
+    chosen, why = choose_meter("cpu")
+    assert chosen == "estimate" and "nvml: measures gpu, not the cpu" in why and "rapl: no RAPL counters" in why and "grade D" in why
+    patch(monkeypatch, tree(tmp_path), FakeNvml(start=9))
+    chosen, why = choose_meter("cuda")
+    assert chosen == "estimate" and "does not see the cuda device" in why
+
+
+def test_the_survey_has_a_row_for_every_meter() -> None:
+    rows = {row["name"]: row for row in survey()}
+    assert set(rows) == set(registry.names("meter"))
+    assert rows["estimate"] == {"name": "estimate", "ok": True, "remedy": ""}
+    assert all(row["ok"] or row["remedy"] for row in rows.values()) and "path" in rows["replay"]["remedy"]
+
+
+def test_a_leaf_that_is_no_meter_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgejoule.measure.LEAVES", {"odd": "types:SimpleNamespace"})
+    with pytest.raises(MeterError, match="neither"):
+        meters.open_meter("odd")
