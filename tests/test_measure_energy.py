@@ -139,6 +139,15 @@ def test_too_few_updates() -> None:
     assert energy.energy_j is None and "few_updates" in found
 
 
+def test_a_counter_s_updates_are_its_own_and_not_the_polls() -> None:
+    times, joules = steady("energy_j", step=0.6)  # 16 polls in the window, a millisecond's counter
+    energy, found = doubts(trace(times, joules, "energy_j", averaging_s=0.001, period_s=0.2))
+    assert energy.energy_j == pytest.approx(150, rel=0.1) and not found
+    times, joules = steady("energy_j")
+    held = joules[np.arange(len(joules)) // 50 * 50]  # read at 50 Hz, moves once a second, and claims a millisecond
+    assert doubts(trace(times, held, "energy_j", averaging_s=0.001))[1] == {"few_updates"}
+
+
 def test_a_gap_is_told_and_an_end_too_early_leaves_none() -> None:
     times, watts = steady()
     keep = (times < 6) | (times > 6.5)

@@ -37,8 +37,8 @@ def test_a_field_is_overridden_and_the_name_says_so() -> None:
 
 @pytest.mark.parametrize(
     "spelling",
-    ["quick(window=1)", "quick(window_s='2')", "quick(window_s=-1)", "quick(repeats_min=0)", "quick(repeats_min=4)", "quick(window_s=1e999)",
-     "quick(warmup_inferences=1.5)", "quick(repeats_min=True)", "quick(name='x')", "quick(5)"],
+    ["quick(window=1)", "quick(window_s='2')", "quick(window_s=-1)", "quick(repeats_min=0)", "quick(repeats_min=4)",
+     "quick(window_s=1e999)", "quick(warmup_inferences=1.5)", "quick(repeats_min=True)", "quick(name='x')", "quick(5)"],
 )  # fmt: skip
 def test_what_does_not_fit_is_refused(spelling: str) -> None:
     with pytest.raises(SpecError):

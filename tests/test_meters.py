@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import sys
 import threading
 import time
@@ -217,9 +218,7 @@ def test_nvml_tells_its_three_figures_apart(
 )
 def test_nvml_says_what_is_missing(fake: Any, sensor: Nvml, sentence: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", fake)
-    message = sensor.probe()
-    assert message is not None
-    pytest.raises(MeterError, sensor.read).match(sentence)
+    assert re.search(sentence, str(sensor.probe()))
     assert sensor.quantity in ("energy_j", "power_w") and sensor.averaging_s > 0  # its facts can be asked all the same
 
 
@@ -307,7 +306,11 @@ def test_a_recording_that_is_not_there_or_not_text(tmp_path: Path) -> None:
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.one_of(st.binary(max_size=200), st.text(alphabet="0123456789.,-e\n\r\" x", max_size=200).map(lambda t: b"time_s,power_w\n" + t.encode())))
+@given(
+    st.one_of(
+        st.binary(max_size=200), st.text(alphabet='0123456789.,-e\n\r" x', max_size=200).map(lambda t: b"time_s,power_w\n" + t.encode())
+    )
+)
 def test_any_file_is_samples_or_a_meter_error(content: bytes) -> None:
     path = Path(FUZZ.name) / "fuzz.csv"
     path.write_bytes(content)

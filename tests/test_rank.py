@@ -166,15 +166,26 @@ def test_tau_b_is_scipys(pairs: list[tuple[int, int]]) -> None:
 
 def test_agreement_counts_each_model_once_and_means_cheaper_is_better() -> None:
     entries = [
-        entry(f"{name} @ {backend}", energy_mj=energy * factor, name=name, backend=backend, params_m=params, netscore=score)
+        entry(
+            f"{name} @ {backend}", energy_mj=energy * factor, name=name, backend=backend, params_m=params, macs_g=params / 5, netscore=score
+        )
         for name, energy, params, score in (("s", 100.0, 5.0, 70.0), ("m", 200.0, 11.0, 65.0), ("l", 400.0, 22.0, 60.0))
         for backend, factor in (("onnxruntime", 1.0), ("openvino", 0.9))
     ]
     found = {(one.stage1, one.stage2): one for one in rank(entries).agreements}
-    assert found["params (fewer first)", "energy (less first)"].tau == pytest.approx(1.0)
-    assert found["NetScore", "SAM"].n == 3
-    assert not any(stage1.startswith("MACs") for stage1, _ in found)
+    for stage1 in ("params (fewer first)", "MACs (fewer first)", "NetScore"):
+        assert found[stage1, "energy (less first)"].tau == pytest.approx(1.0) and found[stage1, "SAM"].n == 3
     assert agreements((), ()) == ()
+
+
+def test_agreement_takes_a_models_best_row_and_only_figures_that_exist() -> None:
+    entries = [
+        entry("s @ fast", energy_mj=100.0, name="s", params_m=5.0),
+        entry("s @ slow", energy_mj=900.0, name="s", params_m=5.0),
+        entry("m @ fast", energy_mj=200.0, name="m", params_m=11.0),
+    ]
+    found = {(one.stage1, one.stage2): one.tau for one in rank(entries).agreements}
+    assert found == {("params (fewer first)", "energy (less first)"): 1.0, ("params (fewer first)", "SAM"): 1.0}
 
 
 def test_sensitivity_shows_b_scaling_and_units_failing() -> None:

@@ -127,6 +127,16 @@ TABLE: dict[str, tuple[Severity, str, str]] = {
         "Name the precision that it really runs.",
     ),
     # what was ranked
+    "metric_replaced": (
+        "warn",
+        "The metric that the study asks for has no meaning for these rows, so they are ranked by efficiency instead.",
+        "Name another metric in the study's [rank] table.",
+    ),
+    "baseline_missing": (
+        "note",
+        "The study's baseline is not among the measured models, so no energy saved is counted.",
+        "See why it failed, or name another baseline.",
+    ),
     "screen_ambiguous": ("note", "The order changes with the unit of energy or the exponents of the metric.", "See rank --sensitivity."),
 }
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from edgejoule import __version__
+from edgejoule.caveats import caveat
 from edgejoule.errors import RankError
 from edgejoule.records import Accuracy, Failure, Measurement, ModelSpec, Ranking, Screened, Trial
 from edgejoule.store import Store
@@ -55,11 +56,27 @@ def published_accuracy(spec: ModelSpec) -> Accuracy | None:
 
 
 def rankings(store: Store, found: tuple[Measurement, ...], plan: RankPlan) -> tuple[Ranking, ...]:
-    """One ranking for each data set, device, workload, protocol, grade and scope."""
+    """One ranking for each data set, device, workload, protocol, grade and scope.
+
+    What was measured is always ranked: a baseline that is not there is left out, and a metric without meaning for these rows
+    is replaced by efficiency; a caveat says so.
+    """
     from edgejoule.rank.ranking import rank_groups
 
     groups = _groups(store, found)
-    return rank_groups(groups, metric=plan.metric, a=plan.a, b=plan.b, baseline=plan.baseline) if groups else ()
+    known = {entry.name for rows in groups.values() for entry in rows} | {entry.model for rows in groups.values() for entry in rows}
+    doubts = []
+    if plan.baseline and plan.baseline not in known:
+        doubts.append(caveat("baseline_missing", f"the baseline is {plan.baseline}"))
+    options: dict[str, Any] = {"a": plan.a, "b": plan.b, "baseline": plan.baseline if plan.baseline in known else ""}
+    if not groups:
+        return ()
+    try:
+        ranked = rank_groups(groups, metric=plan.metric, **options)
+    except RankError as error:
+        doubts.append(caveat("metric_replaced", str(error)))
+        ranked = rank_groups(groups, metric="efficiency", **options)
+    return tuple(replace(ranking, caveats=(*doubts, *ranking.caveats)) for ranking in ranked)
 
 
 def rank_source(source: Path, plan: RankPlan, sensitive: bool = False) -> tuple[tuple[Ranking, ...], tuple[Any, ...]]:

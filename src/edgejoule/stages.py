@@ -150,7 +150,7 @@ def compile_model(spec: ModelSpec, backends: Sequence[str], plan: MeasurePlan, w
     crops, _ = data.write_crops(plan.images, spec.preprocessing, _folder(bench.cache / "images"))
     with tempfile.TemporaryDirectory(prefix="export-", dir=_folder(bench.cache)) as workdir:
         shape = (plan.batch, *spec.preprocessing.input_size)
-        export = LazyExport(lambda: TorchExport(zoo.build(variant), shape, Path(workdir)))
+        export = LazyExport(lambda: TorchExport(zoo.build(variant), shape, Path(workdir), name=spec.name))
         for backend in backends:
             try:
                 yield build(

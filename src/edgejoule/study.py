@@ -60,6 +60,8 @@ def compile_all(
             if isinstance(result, Failure):
                 store.add_failure(run, result)
                 bench.notify(Event("compile", f"{result.variant} @ {result.backend} failed: {result.reason}", done, total))
+            elif twin := next((other for other in artifacts if other.sha256 == result.sha256), None):
+                bench.notify(Event("compile", f"{result.label} is the same file as {twin.label}: measured once, as that", done, total))
             else:
                 store.add_artifact(result)
                 artifacts.append(result)

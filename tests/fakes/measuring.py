@@ -95,9 +95,7 @@ class FakeMeter:
         for start, stop in self.session.spans:
             busy += np.clip(times - start, 0, stop - start)
         joules = self.idle_w * times + self.load_w * busy
-        return (
-            Trace("fake", "energy_j", floats(times), floats(joules), "fake", "C", "package", self.period_s, self.averaging_s),
-        )
+        return (Trace("fake", "energy_j", floats(times), floats(joules), "fake", "C", "package", self.period_s, self.averaging_s),)
 
 
 def fake_environment(threads: int, runtime: str) -> Environment:
@@ -111,7 +109,9 @@ def bench(clock: FakeClock, root: Path, phases: list[str] | None = None) -> Benc
 
 def artifact(batch: int = 1) -> Artifact:
     variant = Variant(ModelSpec("tiny", "fake", 'timm(name="tiny")', PREPROCESSING), "random", "seed0")
-    return Artifact("a" * 64, variant, "fake", "fp32", batch, (ArtifactFile("m", "0" * 64, 10),), {}, SessionInfo("fp32", (), "fake 1", 1), None)
+    return Artifact(
+        "a" * 64, variant, "fake", "fp32", batch, (ArtifactFile("m", "0" * 64, 10),), {}, SessionInfo("fp32", (), "fake 1", 1), None
+    )
 
 
 def job(protocol: Protocol | None = PLAIN, batch: int = 1, end_to_end: bool = False) -> Job:

@@ -35,7 +35,6 @@ class Conditions:
     all_cpu_s: float | None = None
     swapped_pages: int | None = None
     throttle_counts: dict[str, int] = field(default_factory=dict)
-    pi_flags: int | None = None
     battery: str = ""
 
 
@@ -49,7 +48,6 @@ def look(
         all_cpu_s=_all_cpu_s(root),
         swapped_pages=_swapped_pages(root),
         throttle_counts=_throttle_counts(root),
-        pi_flags=_pi_flags(root),
         battery=_battery(root),
     )
 
@@ -66,8 +64,6 @@ def doubts(before: Conditions, after: Conditions) -> list[Caveat]:
         found.append(caveat("swap", f"{after.swapped_pages - before.swapped_pages} pages"))
     events = {name: count - before.throttle_counts.get(name, count) for name, count in after.throttle_counts.items()}
     counted = [f"{name} +{more}" for name, more in sorted(events.items()) if more > 0]
-    if after.pi_flags is not None and after.pi_flags & PI_NOW:
-        counted.append(f"throttled={after.pi_flags:#x}")
     if counted:
         found.append(caveat("throttled", ", ".join(counted[:4])))
     if after.battery:
@@ -151,12 +147,14 @@ def _throttle_counts(root: Path) -> dict[str, int]:
     return {name: int(count) for name, count in counts.items() if count is not None}
 
 
-def _pi_flags(root: Path) -> int | None:
+def flagged(root: Path = SYSTEM) -> dict[str, str]:
+    """``{"throttled": ...}`` where a Raspberry Pi says that it is throttled now. To be asked while the load is hot: one small file."""
     text = _text(root / "sys/devices/platform/soc/soc:firmware/get_throttled").strip()
     try:
-        return int(text, 16) if text else None
+        flags = int(text, 16) if text else 0
     except ValueError:
-        return None
+        return {}
+    return {"throttled": f"throttled={flags:#x}"} if flags & PI_NOW else {}
 
 
 def _battery(root: Path) -> str:

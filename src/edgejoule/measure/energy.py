@@ -21,6 +21,7 @@ from edgejoule.records import Caveat, Phase, Trace
 
 PAD = 5.0  # averaging times on each side: an exponential filter has forgotten all but 0.7 %
 FEWEST_UPDATES = 20
+FEWEST_READS = 5  # of a counter, within the window
 GAP = 5.0  # median periods
 IDLE_DRIFT_W, IDLE_DRIFT = 0.05, 0.03
 AMPLE = 100.0  # averaging times: a window this long needs no padding (bias <= 0.5 % boxcar, 1 % exponential)
@@ -132,9 +133,7 @@ def _check(trace: Trace, window: Phase) -> tuple[list[Caveat], bool]:
     inside = (times >= window.start_s) & (times <= window.stop_s)
     held = values[inside]
     counter = trace.quantity == "energy_j"
-    updates = float(np.count_nonzero(np.diff(held))) if counter and len(held) else float(len(held))
-    if trace.averaging_s > 0:
-        updates = min(updates, duration / trace.averaging_s)
+    updates = _updates(held, duration, trace.averaging_s, counter)
     doubts: list[Caveat] = []
     if _stuck(trace, times, values if not counter else held):
         return [caveat("stuck_sensor", f"{trace.rail} read {values[-1]:g} {'J' if counter else 'W'} {len(values)} times")], True
@@ -146,6 +145,18 @@ def _check(trace: Trace, window: Phase) -> tuple[list[Caveat], bool]:
         doubts.append(caveat("few_updates", f"{trace.rail}: {updates:.0f} updates in {duration:.3g} s"))
         return doubts, True
     return doubts, False
+
+
+def _updates(held: Samples, duration_s: float, averaging_s: float, counter: bool) -> float:
+    """How many independent updates a window holds: of power, no more than were read; of a counter, all that it made between reads.
+
+    A counter that has moved at every read is taken at its word about how often it updates; otherwise its moves are counted.
+    """
+    word = duration_s / averaging_s if averaging_s > 0 else np.inf
+    if not counter:
+        return min(float(len(held)), word)
+    moves = int(np.count_nonzero(np.diff(held)))
+    return word if moves == len(held) - 1 and len(held) >= FEWEST_READS else float(moves)
 
 
 def _stuck(trace: Trace, times: Samples, values: Samples) -> bool:

@@ -9,13 +9,14 @@ remains. Keeps raw timings and traces; derives no statistic. Knows no runtime an
 
 from __future__ import annotations
 
+import gc
 import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +33,7 @@ from edgejoule.records import Artifact, Caveat, Environment, Floats, Job, Phase,
 from edgejoule.seams import Meter, Session
 
 Normalise = Callable[[npt.NDArray[np.uint8], Preprocessing], npt.NDArray[np.float32]]
+PhaseName = Literal["load", "first", "warmup", "idle_before", "window", "idle_after"]
 MOST_EXPECTED = 10_000_000  # stamps allocated beforehand: 80 MB
 
 
@@ -65,27 +67,18 @@ def run_trial(
     # The pool is made before the session exists, so that its memory is not taken for the runtime's growth in the window.
     pool, infer_on = _prepare(images, job, artifact.variant.spec.preprocessing, normalise)
     memory.reset_peak()
-    phases: list[Phase] = []
-    started_at, clock = bench.now(), bench.clock
-
-    def enter(name: Any, work: Callable[[], Any]) -> Any:
-        bench.notify(name)
-        start = clock()
-        result = work()
-        phases.append(Phase(name, start, clock()))
-        return result
-
-    session: Session = enter("load", load)
+    log, started_at = _Log(bench), bench.now()
+    session: Session = log.enter("load", load)
     try:
         infer = infer_on(session)
-        enter("first", lambda: infer(pool[0]))
+        log.enter("first", lambda: infer(pool[0]))
         state = bench.describe(job.threads, session.info().runtime)
-        warmed: Warmed = enter("warmup", lambda: warm_up(lambda i: infer(pool[i % len(pool)]), protocol, clock))
-        recorded = _record(infer, pool, job, protocol, warmed, meter, enter, bench)
+        warmed: Warmed = log.enter("warmup", lambda: warm_up(lambda i: infer(pool[i % len(pool)]), protocol, bench.clock))
+        recorded = _record(log, infer, pool, job, protocol, warmed, meter)
         peak = memory.peak_bytes()
     finally:
         session.close()
-    spent = {phase.name: phase.stop_s - phase.start_s for phase in phases}
+    load_phase, first = log.phases[:2]
     return Trial(
         key=job.key,
         artifact_sha256=artifact.sha256,
@@ -95,14 +88,29 @@ def run_trial(
         repeat=job.repeat,
         environment=state,
         started_at=started_at,
-        phases=tuple(phases),
+        phases=tuple(log.phases),
         latencies_s=recorded.latencies_s,
-        load_s=spent["load"],
-        first_inference_s=spent["first"],
+        load_s=load_phase.stop_s - load_phase.start_s,
+        first_inference_s=first.stop_s - first.start_s,
         peak_memory_bytes=peak,
         traces=recorded.traces,
         caveats=tuple(_warmup_doubts(warmed, protocol) + recorded.caveats),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Log:
+    """The phases so far, stamped on the bench's clock."""
+
+    bench: Bench
+    phases: list[Phase] = field(default_factory=list)
+
+    def enter(self, name: PhaseName, work: Callable[[], Any]) -> Any:
+        self.bench.notify(name)
+        start = self.bench.clock()
+        result = work()
+        self.phases.append(Phase(name, start, self.bench.clock()))
+        return result
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,49 +121,52 @@ class _Recorded:
 
 
 def _record(
-    infer: Callable[[Any], Any],
-    pool: list[Any],
-    job: Job,
-    protocol: Protocol,
-    warmed: Warmed,
-    meter: Meter | None,
-    enter: Callable[[str, Callable[[], Any]], Any],
-    bench: Bench,
+    log: _Log, infer: Callable[[Any], Any], pool: list[Any], job: Job, protocol: Protocol, warmed: Warmed, meter: Meter | None
 ) -> _Recorded:
-    """The metered part: idle, window, idle. The meter is stopped whatever happens."""
-    memory_s = PAD * float(getattr(meter, "averaging_s", 0.0))
-    duration_s, at_least = window_size(protocol, job.workload.batch, float(getattr(meter, "averaging_s", 0.0)))
-    expected = min(MOST_EXPECTED, int(1.5 * duration_s / max(warmed.typical_s, 1e-7)))
-    watch = conditions.ClockWatch(bench.root)
-    traces: tuple[Trace, ...] = ()
+    """The metered part, with a look at the machine before and after it. The meter is stopped whatever happens."""
+    root, clock = log.bench.root, log.bench.clock
+    gc.collect()  # here and not at the window's edge, where its energy would count
+    before = conditions.look(root, clock)
     if meter is not None:
         meter.start()
     try:
-        enter("idle_before", lambda: bench.sleep(protocol.idle_s + memory_s))
-        watch.start()
-        before = conditions.look(bench.root, bench.clock)
-        stamps: Floats = enter("window", lambda: run_window(infer, pool, duration_s, at_least, expected, bench.clock))
-        after = conditions.look(bench.root, bench.clock)
-        said = _said(meter)
-        found = watch.stop()
-        enter("idle_after", lambda: bench.sleep(protocol.idle_s + memory_s))
+        stamps, hot = _idle_window_idle(log, infer, pool, job, protocol, warmed, meter)
     except BaseException:
-        watch.stop()
         if meter is not None:
             with suppress(EdgejouleError):  # the first error is the one to report
                 meter.stop()
         raise
-    if meter is not None:
-        traces = meter.stop()
-        if not traces:
-            raise MeterError(f"the meter {job.meter} recorded nothing: check it with edgejoule doctor")
-    found += conditions.doubts(before, after)
-    found += [caveat(code, seen) for code, seen in said.items()]
-    found += getattr(meter, "caveats", ())
+    traces = meter.stop() if meter is not None else ()
+    if meter is not None and not traces:
+        raise MeterError(f"the meter {job.meter} recorded nothing: check it with edgejoule doctor")
+    found = conditions.doubts(before, conditions.look(root, clock)) + hot + list(getattr(meter, "caveats", ()))
     if meter is None:
         found.append(caveat("no_meter", "measured without a meter"))
     spent = latencies(stamps)
     return _Recorded(spent, traces, found + timing_doubts(spent))
+
+
+def _idle_window_idle(
+    log: _Log, infer: Callable[[Any], Any], pool: list[Any], job: Job, protocol: Protocol, warmed: Warmed, meter: Meter | None
+) -> tuple[Floats, list[Caveat]]:
+    """The instants between the window's inferences, and what the device said of itself while it was hot."""
+    bench, averaging_s = log.bench, float(getattr(meter, "averaging_s", 0.0))
+    rest_s = protocol.idle_s + PAD * averaging_s
+    duration_s, at_least = window_size(protocol, job.workload.batch, averaging_s)
+    expected = min(MOST_EXPECTED, int(1.5 * duration_s / max(warmed.typical_s, 1e-7)))
+    watch = conditions.ClockWatch(bench.root)
+    log.enter("idle_before", lambda: bench.sleep(rest_s))
+    watch.start()
+    try:
+        bench.notify("window")
+        stamps = run_window(infer, pool, duration_s, at_least, expected, bench.clock)
+        # Only what must be asked while the device is hot stands between the window and the idle after it.
+        said = _said(meter) | conditions.flagged(bench.root)
+    finally:
+        slowed = watch.stop()
+    log.phases.append(Phase("window", stamps[0], stamps[-1]))
+    log.enter("idle_after", lambda: bench.sleep(rest_s))
+    return stamps, slowed + [caveat(code, seen) for code, seen in said.items()]
 
 
 def window_size(protocol: Protocol, batch: int, averaging_s: float = 0.0) -> tuple[float, int]:
@@ -188,10 +199,10 @@ def _prepare(
     return ready, lambda session: session.infer
 
 
-def _said(meter: Meter | None) -> Mapping[str, str]:
-    """What the metered device says of itself while it is still hot (an optional method of meters)."""
+def _said(meter: Meter | None) -> dict[str, str]:
+    """What the metered device says of itself (an optional method of meters): {caveat code: what was seen}."""
     ask = getattr(meter, "doubts", None)
-    return ask() if callable(ask) else {}
+    return dict(ask()) if callable(ask) else {}
 
 
 def _warmup_doubts(warmed: Warmed, protocol: Protocol) -> list[Caveat]:

@@ -61,18 +61,9 @@ def rank(
     rows = _rows(entries, metric, a, b, chosen)
     order = sorted(range(len(rows)), key=lambda i: _place(rows[i], metric))
     ranked = tuple(_numbered([rows[i] for i in order], metric))
+    heading = (title, metric, a, b, dataset, device, workload, protocol, grade, scope, meter)
     return Ranking(
-        title=title,
-        metric=metric,
-        a=a,
-        b=b,
-        dataset=dataset,
-        device=device,
-        workload=workload,
-        protocol=protocol,
-        grade=grade,
-        scope=scope,
-        meter=meter,
+        *heading,
         rows=ranked,
         baseline=chosen,
         agreements=agreements(rows, [entry.name or entry.model for entry in entries]),

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from edgejoule.records import Interval
 from edgejoule.report import format as f
 
+BOUNDS = "small figures in brackets are 95 % intervals over repeats"
+
 
 @dataclass(frozen=True, slots=True)
 class Cell:

@@ -19,6 +19,7 @@ from typing import Any
 
 from edgejoule.errors import OutputError
 from edgejoule.records import Caveat, Interval, Ranking, RankRow
+from edgejoule.report import evidence
 from edgejoule.report import format as f
 from edgejoule.report import sections as s
 from edgejoule.report.cells import esc, section
@@ -80,13 +81,15 @@ def _body(report: Report) -> str:
     stage1 = "Before any device was touched: thresholds, then NetScore, a score from accuracy and size alone. Best first."
     return (
         ranked
-        + section("Caveats", s.caveat_cards(_caveats(report)), "What could make these figures wrong, and what to do about it.", "caveats")
-        + section("What could not go on", s.failures_list(report.failures), "The rest of the study went on without these.")
-        + section("Every measurement", s.measurements_table(report.measurements), everything)
-        + section("Stage 1: choosing candidates", s.screened_table(report.screened), stage1)
-        + section("The machine", s.environments_list(report.environments))
+        + section(
+            "Caveats", evidence.caveat_cards(_caveats(report)), "What could make these figures wrong, and what to do about it.", "caveats"
+        )
+        + section("What could not go on", evidence.failures_list(report.failures), "The rest of the study went on without these.")
+        + section("Every measurement", evidence.measurements_table(report.measurements), everything)
+        + section("Stage 1: choosing candidates", evidence.screened_table(report.screened), stage1)
+        + section("The machine", evidence.environments_list(report.environments))
         + section("How to reproduce", _reproduce(report))
-        + section("What the words mean", s.glossary(), anchor="words")
+        + section("What the words mean", evidence.glossary(), anchor="words")
     )
 
 

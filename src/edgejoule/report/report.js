@@ -122,13 +122,14 @@
         ...(shown ? { tickvals: shown, ticktext: shown.map(String) } : {}) },
       yaxis: { ...axis, range: ys, title: { text: "Top-1 accuracy (%)", font: { size: font } } },
       legend: { orientation: "h", x: 0, xanchor: "left", y: 1.01, yanchor: "bottom", bgcolor: "rgba(0,0,0,0)" },
-      hoverlabel: { align: "left", bgcolor: css("--card"), bordercolor: line, font: { color: ink, size: 13 } },
+      hoverlabel: { align: "left", bgcolor: css("--card"), bordercolor: line, font: { family: getComputedStyle(document.body).fontFamily, color: ink, size: 12 } },
+      modebar: { bgcolor: "rgba(0,0,0,0)", color: soft, activecolor: ink },
     };
     plot.setAttribute("role", "img");
     plot.setAttribute("aria-label", "Accuracy against " + cost + " of " + rows.length + " rows; the ranking table holds the same figures");
     Plotly.react(plot, traces, layout, {
       displaylogo: false, responsive: false, displayModeBar: narrow ? false : "hover",
-      modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"],
+      modeBarButtons: [["toImage", "zoom2d", "pan2d", "resetScale2d"]], // named one by one: the default set offers to upload the plot
     });
   }
   const all = () => document.querySelectorAll(".plot").forEach(draw);

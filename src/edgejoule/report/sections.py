@@ -1,33 +1,15 @@
-"""The parts of the page, one function a part: records in, escaped HTML out. Measures nothing, reads no file."""
+"""The parts of the page about one ranking: the answer, the plots, the table, pairs, agreement.
+
+Records in, escaped HTML out. Measures nothing, reads no file.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
-from edgejoule.records import Agreement, Caveat, Environment, Failure, Measurement, Pair, Ranking, RankRow, Screened
+from edgejoule.records import Agreement, Pair, Ranking, RankRow
 from edgejoule.report import format as f
-from edgejoule.report.cells import Cell, Head, esc, interval_cell, label_cell, number_cell, section, table, text_cell
-
-BOUNDS = "small figures in brackets are 95 % intervals over repeats"
-SEVERITY = {"reject": "left out", "warn": "warning", "note": "note"}
-GLOSSARY = (
-    ("Top-1 accuracy", "How often the network's first answer is right, in percent of the images of the data set."),
-    (
-        "SAM, Sustainable Accuracy Metric",
-        "One score for accuracy and energy together: b × accuracy^a ÷ log10(energy in mJ per image). Higher is better. It has no "
-        "meaning at 1 mJ or less.",
-    ),
-    ("% / mJ", "Top-1 accuracy divided by the energy of one image."),
-    ("NetScore", "A score from accuracy, parameters and multiply-adds alone, without a device: 20 × log10(top-1² ÷ √(params × MACs))."),
-    ("Params, MACs", "The network's learned numbers (millions), and its multiply-adds for one image (billions)."),
-    ("On the front", "No other row is at least as accurate for less (energy or time), so it is a sensible choice for some budget."),
-    ("Gross and above idle", "Gross energy is all that the sensor saw. Above idle subtracts what the machine draws doing nothing."),
-    ("Grade", "How far the energy can be trusted: " + "; ".join(f"{key} {words}" for key, words in f.GRADES.items()) + "."),
-    ("Scope", "What the sensor covers: the processor package, the module, the whole board, the wall socket."),
-    ("p90, p99", "Nine (ninety-nine) of ten (a hundred) inferences were at least this fast."),
-    ("Kendall's tau", "How alike two orders are: 1 the same, 0 unrelated, −1 opposite."),
-    ("95 % interval", "Where the value would fall again in 95 of 100 such measurements; it covers chance, not the sensor's own error."),
-)
+from edgejoule.report.cells import BOUNDS, Cell, Head, esc, interval_cell, label_cell, number_cell, section, table, text_cell
 
 
 def finding(ranking: Ranking) -> str:
@@ -48,7 +30,7 @@ def finding(ranking: Ranking) -> str:
     thrift = min(ranking.rows, key=lambda row: row.energy_mj.value)
     if thrift is not best:
         least, _ = _split(f.measure(thrift.energy_mj, "mJ", 1.0, ranking.grade))
-        words.append(f"The thriftiest is {esc(thrift.model)} with {esc(least)} an image.")
+        words.append(f"The thriftiest is {esc(thrift.model)} with {esc(least).replace(chr(32), chr(160))} an image.")
     return f"<p>{' '.join(words)}</p>"
 
 
@@ -120,97 +102,6 @@ def agreement_table(agreements: Sequence[Agreement]) -> str:
     return table((*heads, Head("Models", "", True)), rows, "Agreement of stage 1 with stage 2") if rows else ""
 
 
-def screened_table(screened: Sequence[Screened]) -> str:
-    """Stage 1, kept and rejected."""
-    heads = (
-        Head("Model", pin=True),
-        Head("Top-1", "published", True),
-        Head("Params", "", True),
-        Head("MACs", "", True),
-        Head("NetScore", "", True),
-    )
-    rows = [
-        (
-            Cell(f'<span class="model">{esc(row.name)}</span>', row.name),
-            number_cell(f.top1(row.top1_pct), row.top1_pct),
-            number_cell(f.NONE if row.params_m is None else f"{row.params_m:.2f} M", row.params_m),
-            number_cell(f.NONE if row.macs_g is None else f"{row.macs_g:.2f} G", row.macs_g),
-            number_cell(f.plain_number(row.netscore), row.netscore),
-            Cell(
-                '<span class="kept">kept</span>' if row.kept else f'<span class="lost">rejected</span> {esc(row.reason)}', str(not row.kept)
-            ),
-        )
-        for row in screened
-    ]
-    return table((*heads, Head("Verdict")), rows, "Stage 1: candidates by NetScore") if rows else ""
-
-
-def measurements_table(measurements: Sequence[Measurement]) -> str:
-    """Every figure of every measurement, each with its grade and scope in the same row."""
-    titles = (
-        "Latency",
-        "p90",
-        "p99",
-        "Throughput",
-        "Energy / image",
-        "above idle",
-        "Power",
-        "Idle",
-        "Images / Wh",
-        "First inference",
-        "Load",
-    )
-    heads = [Head("Model", pin=True), *(Head(title, "", True) for title in (*titles, "Peak memory", "Artifact", "Top-1"))]
-    heads += [Head(title) for title in ("Weights", "Precision", "Grade", "Scope", "Meter", "Device and workload")]
-    rows = [_measurement_row(m) for m in measurements]
-    return table(heads, rows, f"Every measurement; {BOUNDS}") if rows else ""
-
-
-def caveat_cards(found: Iterable[tuple[str, Caveat]]) -> str:
-    """Each doubt once, worst first: what was seen and where, why it matters, what to do."""
-    places: dict[str, list[str]] = {}
-    first: dict[str, Caveat] = {}
-    for where, doubt in found:
-        first.setdefault(doubt.code, doubt)
-        line = f"{where}: {doubt.seen}" if where else doubt.seen
-        if line and line not in places.setdefault(doubt.code, []):
-            places[doubt.code].append(line)
-    order = sorted(first.values(), key=lambda doubt: list(SEVERITY).index(doubt.severity))
-    return "".join(_card(doubt, places.get(doubt.code, [])) for doubt in order)
-
-
-def failures_list(failures: Sequence[Failure]) -> str:
-    """What could not go on, and why."""
-    items = (f"<li><b>{esc(one.variant)}</b> @ {esc(one.backend)}, {esc(one.stage)}: {esc(one.reason)}</li>" for one in failures)
-    return f"<ul class='failures'>{''.join(items)}</ul>" if failures else ""
-
-
-def environments_list(environments: Sequence[Environment]) -> str:
-    """The machines, and the versions of what ran on them."""
-    parts = []
-    for environment in environments:
-        device = environment.device
-        facts = {
-            "processor": f"{device.cpu}, {device.cores} cores, {device.arch}",
-            "accelerator": device.accelerator,
-            "memory": f.scaled(device.memory_bytes, f.SIZES),
-            "system": device.system,
-            "power mode": device.power_mode,
-            "governor": device.governor,
-            "threads": str(environment.threads),
-            "runtime": environment.runtime,
-            "fingerprint": environment.fingerprint,
-            **dict(sorted(environment.versions.items())),
-        }
-        lines = "".join(f"<dt>{esc(name)}</dt><dd>{esc(fact)}</dd>" for name, fact in facts.items() if fact)
-        parts.append(f'<div class="card"><h3>{esc(device.name)}</h3><dl class="facts">{lines}</dl></div>')
-    return "".join(parts)
-
-
-def glossary() -> str:
-    return '<dl class="glossary">' + "".join(f"<dt>{esc(word)}</dt><dd>{esc(meaning)}</dd>" for word, meaning in GLOSSARY) + "</dl>"
-
-
 def ranking_sections(ranking: Ranking, number: int, several: bool) -> str:
     """All about one ranking: answer, plots, table, pairs, agreement."""
     plots = "".join(_plot(ranking, number, cost) for cost in _costs(ranking))
@@ -248,40 +139,6 @@ def _ranking_row(row: RankRow, grade: str) -> tuple[Cell, ...]:
         interval_cell(row.efficiency_pct_per_mj),
         Cell(f.NONE) if row.saved_pct is None else number_cell(f.saving(row.saved_pct), row.saved_pct),
         Cell("".join(f'<span class="front">{name}</span>' for name in fronts), -len(fronts)),
-    )
-
-
-def _measurement_row(m: Measurement) -> tuple[Cell, ...]:
-    accuracy = m.accuracy
-    work = (
-        f"{m.device} · {m.workload.scenario}, batch {m.workload.batch}, {m.workload.images} · {m.protocol}, {m.repeats} × · {m.inferences}"
-    )
-    return (
-        label_cell(f"{m.variant} @ {m.backend}"),
-        interval_cell(m.latency_s, "ms", 1e3),
-        number_cell(f.scaled(m.p90_s, f.TIMES), m.p90_s),
-        number_cell(f.scaled(m.p99_s, f.TIMES), m.p99_s, "needs 1000 inferences" if m.p99_s is None else ""),
-        interval_cell(m.throughput_ips, "/s"),
-        interval_cell(m.energy_j, "mJ", 1e3, m.grade),
-        interval_cell(m.net_energy_j, "mJ", 1e3, m.grade),
-        interval_cell(m.power_w, "W", 1.0, m.grade),
-        number_cell(f.scaled(m.idle_w, f.POWERS), m.idle_w),
-        number_cell(f.plain_number(m.inferences_per_wh), m.inferences_per_wh),
-        number_cell(f.scaled(m.first_inference_s, f.TIMES), m.first_inference_s),
-        number_cell(f.scaled(m.load_s, f.TIMES), m.load_s),
-        number_cell(f.scaled(m.peak_memory_bytes, f.SIZES), m.peak_memory_bytes),
-        number_cell(f.scaled(m.artifact_bytes, f.SIZES), m.artifact_bytes),
-        number_cell(f.top1(100 * accuracy.value), accuracy.value, f"{accuracy.kind}, {accuracy.dataset}") if accuracy else Cell(f.NONE),
-        *(text_cell(text) for text in (m.weights, m.precision, m.grade, m.scope, m.meter, f"{work} inferences")),
-    )
-
-
-def _card(doubt: Caveat, places: Sequence[str]) -> str:
-    shown = "".join(f"<li>{esc(place)}</li>" for place in places[:8])
-    more = f"<li>and {len(places) - 8} more</li>" if len(places) > 8 else ""
-    return (
-        f'<article class="card {esc(doubt.severity)}"><h3><span class="badge">{SEVERITY[doubt.severity]}</span> {esc(doubt.code)}</h3>'
-        f"<ul>{shown}{more}</ul><p><b>Why it matters.</b> {esc(doubt.why)}</p><p><b>What to do.</b> {esc(doubt.advice)}</p></article>"
     )
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 WIDE = 200  # columns, where the output is a file or a pipe
-GAP = 2
+GAP = 2  # between columns: one of padding and one that rich puts between them
 WRAPPED = 30  # columns that wrapped text needs at least
 BOUNDS = re.compile(r" \[[^\[\]]*\]$")  # the interval behind a number
 
@@ -126,7 +126,7 @@ def _print_grid(console: Console, table: Table, shown: list[int]) -> None:
     from rich.table import Table as Grid
     from rich.text import Text
 
-    grid = Grid(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, GAP, 0, 0), header_style="bold")
+    grid = Grid(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, GAP - 1, 0, 0), header_style="bold")
     for i in shown:
         column = table.columns[i]
         grid.add_column(Text(column.title), justify="right" if column.right else "left", no_wrap=not column.wrap, overflow="fold")

@@ -86,9 +86,13 @@ def _require(name: str) -> None:
     architecture, _, tag = name.partition(".")
     if not timm.models.is_model(architecture):
         raise UnknownNameError("timm model", name, known_names(), "timm.list_models() lists them")
-    if tag and timm.models.get_pretrained_cfg(name, allow_unregistered=False) is None:
+    if not tag:
+        return
+    try:
+        timm.models.get_pretrained_cfg(name, allow_unregistered=False)
+    except RuntimeError as error:
         tags = list(timm.models.list_pretrained(f"{architecture}.*"))
-        raise UnknownNameError("timm model", name, tags, f"timm has {', '.join(tags) or 'no weights tag for it'}")
+        raise UnknownNameError("timm model", name, tags, f"timm has {', '.join(tags) or 'no weights tag for it'}") from error
 
 
 def _first_line(error: BaseException) -> str:
