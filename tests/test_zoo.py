@@ -240,3 +240,8 @@ def test_meta_networks_take_no_memory_and_leaves_refuse_nonsense() -> None:
 def test_a_cpu_torch_can_import_torchvision() -> None:
     script = "from edgejoule.zoo import torchvision as t; assert t.ensure() in ('native', 'shim'); import torchvision.transforms"
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_twins_with_random_weights_are_two_networks() -> None:
+    plain, distilled = (zoo.build(zoo.identify(find_model(name), weights="random")) for name in ("tiny_vit_5m", "tiny_vit_5m_distilled"))
+    assert not torch.equal(plain.head.fc.weight, distilled.head.fc.weight)

@@ -14,6 +14,7 @@ import torch
 
 from edgejoule import data, registry
 from edgejoule.errors import ModelError
+from edgejoule.plain import digest
 from edgejoule.records import ModelSpec, Variant
 from edgejoule.zoo import live
 from edgejoule.zoo import weights as _weights
@@ -64,13 +65,13 @@ def build(variant: Variant) -> torch.nn.Module:
     spec = variant.spec
     leaf = registry.create("model", spec.builder)
     module: torch.nn.Module
-    with _seeded(variant.seed):
+    with _seeded(_own_seed(variant)):
         if variant.weights == "random":
             module = leaf.build(num_classes=spec.num_classes)
             crops = data.crops(live.PHOTOS, spec.preprocessing)
             images = torch.from_numpy(data.normalise(crops, spec.preprocessing))  # (N, C, H, W)
             module = module.float().cpu()
-            live.enliven(module, images, variant.seed)
+            live.enliven(module, images, _own_seed(variant))
         elif variant.weights_id.startswith(STATE):
             module = leaf.build(num_classes=spec.num_classes)
             if STATE + _weights.state_sha256(module) != variant.weights_id:
@@ -78,6 +79,11 @@ def build(variant: Variant) -> torch.nn.Module:
         else:
             module = _load(leaf, spec, _file(variant, leaf))
     return module.float().cpu().eval()
+
+
+def _own_seed(variant: Variant) -> int:
+    """Of one seed, another for each builder: twins that differ only in their training (distilled, plain) stay two networks."""
+    return int(digest([registry.canonical(variant.spec.builder), variant.seed])[:8], 16) if variant.weights == "random" else variant.seed
 
 
 def build_meta(spec: ModelSpec) -> torch.nn.Module:
