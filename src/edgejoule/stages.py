@@ -148,7 +148,8 @@ def compile_model(spec: ModelSpec, backends: Sequence[str], plan: MeasurePlan, w
         yield from (Failure(spec.name, backend, "build", str(error)) for backend in backends)
         return
     crops, _ = data.write_crops(plan.images, spec.preprocessing, _folder(bench.cache / "images"))
-    with tempfile.TemporaryDirectory(prefix="export-", dir=_folder(bench.cache)) as workdir:
+    _sweep(bench.cache)
+    with tempfile.TemporaryDirectory(prefix=f"export-{os.getpid()}-", dir=_folder(bench.cache)) as workdir:
         shape = (plan.batch, *spec.preprocessing.input_size)
         export = LazyExport(lambda: TorchExport(zoo.build(variant), shape, Path(workdir), name=spec.name))
         for backend in backends:
@@ -165,6 +166,24 @@ def compile_model(spec: ModelSpec, backends: Sequence[str], plan: MeasurePlan, w
                 )
             except OF_ONE_MODEL as error:
                 yield Failure(variant.label, backend, "compile", str(error))
+
+
+def _sweep(cache: Path) -> None:
+    """Removes the scratch folders of runs on this machine that were killed."""
+    for folder in cache.glob("export-*-*"):
+        process = folder.name.split("-")[1]
+        if process.isdigit() and not _alive(int(process)):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True  # somebody else's
+    return True
 
 
 def _outputs(folder: Path, images: Path, threads: int, batch: int, bench: Bench) -> Outputs:

@@ -1,8 +1,8 @@
 """What must be equal before two trials may be compared (the fingerprint), and what was merely observed.
 
 From /proc, /sys, ``platform`` and package metadata; well under 0.1 s, and never fails: what a system does not show is left
-empty. The fingerprint covers processor, kernel, power mode, governor, usable cores, threads, runtime and package
-versions; not load, temperatures, clocks or free memory. No host name: a container's changes at every start.
+empty. The fingerprint covers processor, kernel, power mode, governor, usable cores, threads and package versions;
+not load, temperatures, clocks or free memory. No host name: a container's changes at every start.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ MEMORY_STEP = 2**28  # kernels reserve a little more or less: total memory is co
 
 
 def environment(threads: int, runtime: str = "", root: Path = Path("/")) -> Environment:
-    """This machine and this process's software. ``runtime`` is a session's own word, as ``"onnxruntime 1.31.1"``.
+    """This machine and its software. ``runtime`` is a session's own word, as ``"onnxruntime 1.31.1"``, recorded beside it.
 
-    Without a runtime all installed runtimes' versions count, so that a key made before loading changes with any of them.
+    The fingerprint does not depend on which runtime was used, so that backends on one machine can be compared: it covers the
+    versions of all installed ones, so that a trial made before any of them was replaced is not taken for one made after.
     """
     device = Device(
         name=_device_name(root),
@@ -37,22 +38,19 @@ def environment(threads: int, runtime: str = "", root: Path = Path("/")) -> Envi
         power_mode=_power_mode(),
         governor=_text(root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
     )
-    versions = _versions(runtime)
+    versions = _versions()
     compared = {
         "device": (device.name, device.cpu, device.arch, device.cores, round(device.memory_bytes / MEMORY_STEP), device.system),
         "state": (device.accelerator, device.power_mode, device.governor),
         "threads": threads,
-        "runtime": runtime,
         "versions": versions,
     }
     return Environment(device, threads, runtime, versions, digest(compared)[:16], _observed(root))
 
 
-def _versions(runtime: str) -> dict[str, str]:
-    said = runtime.split(" ")[0]
-    packages = tuple(name for name in RUNTIMES if name.split("-")[0] == said.split("-")[0]) if said else RUNTIMES
+def _versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
-    for name in ("edgejoule", "numpy", *packages):
+    for name in ("edgejoule", "numpy", *RUNTIMES):
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
