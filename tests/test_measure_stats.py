@@ -10,7 +10,7 @@ import pytest
 
 from edgejoule.caveats import caveat
 from edgejoule.errors import MeterError
-from edgejoule.measure.plan import needs_repeat, next_round, trial_key
+from edgejoule.measure.plan import most_trials, needs_repeat, next_round, trial_key
 from edgejoule.measure.protocols import profile
 from edgejoule.measure.stats import half_width, percentile, ratio_interval, t_interval, variation
 from edgejoule.measure.summary import summarise
@@ -92,10 +92,13 @@ def test_standard_stops_when_narrow_and_at_the_cap() -> None:
     assert needs_repeat(hungry, standard)
 
 
-def test_rejected_repeats_do_not_count_towards_the_least_but_do_towards_the_most() -> None:
-    standard = profile("standard(repeats_max=7)")
-    bad = [repeat(n, caveats=(caveat("drift", "x"),), protocol=standard) for n in range(6)]
-    assert needs_repeat(bad, standard) and not needs_repeat([*bad, bad[0]], standard)
+def test_rejected_repeats_are_replaced_but_not_for_ever() -> None:
+    good = [repeat(n) for n in range(3)]
+    bad = [repeat(n, caveats=(caveat("drift", "x"),)) for n in range(5)]
+    assert not needs_repeat(good, QUICK)
+    assert needs_repeat([*good[:2], bad[0]], QUICK) and not needs_repeat([*good, bad[0]], QUICK)
+    assert needs_repeat(bad[:4], QUICK) and not needs_repeat(bad, QUICK)
+    assert most_trials(QUICK) == 5
 
 
 def test_a_key_is_made_of_all_that_matters() -> None:

@@ -235,8 +235,9 @@ def measure(entered: Sequence[Entrant], plan: MeasurePlan, store: Store, run: in
     Every trial is stored the moment it exists; those that are stored already are not run again.
     """
     from edgejoule.measure.environment import environment
-    from edgejoule.measure.plan import next_round, trial_key
+    from edgejoule.measure.plan import most_trials, next_round, trial_key
     from edgejoule.measure.protocols import profile
+    from edgejoule.measure.temperature import cool_down, hottest_c
 
     protocol, threads = profile(plan.profile), cores(plan.threads)
     fingerprint = environment(threads).fingerprint
@@ -245,13 +246,14 @@ def measure(entered: Sequence[Entrant], plan: MeasurePlan, store: Store, run: in
     def key(entrant: Entrant, repeat: int) -> str:
         return trial_key(entrant.artifact.sha256, entrant.workload, protocol, fingerprint, entrant.meter, repeat)
 
-    trials = {label: _stored(store, [key(entrant, n) for n in range(protocol.repeats_max)]) for label, entrant in by_label.items()}
-    labels = tuple(by_label)
+    trials = {label: _stored(store, [key(entrant, n) for n in range(most_trials(protocol))]) for label, entrant in by_label.items()}
+    labels, start_c = tuple(by_label), hottest_c()
     while waiting := next_round(trials, labels, protocol, bench.seed):
         for label in waiting:
             entrant, repeat = by_label[label], len(trials[label])
             done = sum(map(len, trials.values()))
             bench.notify(Event("measure", f"{label}, repeat {repeat + 1}", done, max(done + 1, protocol.repeats_min * len(labels))))
+            cool_down(protocol.cooldown_s, start_c)
             try:
                 trial = run_trial(entrant, key(entrant, repeat), protocol, threads, repeat, bench)
             except OF_ONE_MODEL as error:

@@ -15,6 +15,7 @@ import os
 import sys
 import traceback
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -25,6 +26,8 @@ from edgejoule.records import Artifact, Job, Outputs, Trial, floats
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+
+    from edgejoule.seams import Session
 
 OUTPUT_IMAGES = 8
 COUNTED = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS", "NUMEXPR_NUM_THREADS")
@@ -48,9 +51,11 @@ def main() -> int:
     """Answer the job on stdin; the process's exit code."""
     answers = Answers(take_stdout())
     try:
+        die_with_parent()
         job = read_job(sys.stdin.read())
         os.environ.update(thread_limits(job.threads))
-        answers.send(answer(job, answers))
+        with ExitStack() as opened:  # sessions are closed after the answer: a runtime that crashes while closing loses nothing
+            answers.send(answer(job, answers, opened))
     except EdgejouleError as error:
         answers.send({"error": {"kind": type(error).__name__, "message": str(error)}})
         return 2
@@ -70,6 +75,15 @@ def take_stdout() -> TextIO:
     return real
 
 
+def die_with_parent() -> None:
+    """On Linux: be killed with the run that asked, so that no orphan disturbs the next one's measurements."""
+    if sys.platform == "linux":
+        import ctypes
+        import signal
+
+        ctypes.CDLL(None).prctl(1, int(signal.SIGKILL))  # PR_SET_PDEATHSIG
+
+
 def read_job(text: str) -> Job:
     """Raises AgentError where the text is not a job of this version."""
     try:
@@ -84,22 +98,22 @@ def thread_limits(threads: int) -> dict[str, str]:
     return {**limits, "OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
 
 
-def answer(job: Job, answers: Answers) -> dict[str, Any]:
+def answer(job: Job, answers: Answers, opened: ExitStack) -> dict[str, Any]:
     """``{"trial": ...}`` or ``{"outputs": ...}``. Raises the EdgejouleError of whatever failed."""
     from edgejoule import manifest
 
     artifact = manifest.read(Path(job.artifact))
     crops = _crops(job)
     if job.action == "outputs":
-        done: dict[str, Any] = {"outputs": encode(outputs(job, artifact, crops))}
+        done: dict[str, Any] = {"outputs": encode(outputs(job, artifact, crops, opened))}
     else:
-        done = {"trial": encode(measure(job, artifact, crops, answers))}
+        done = {"trial": encode(measure(job, artifact, crops, answers, opened))}
     top_level = {name.partition(".")[0] for name in sys.modules}
     answers.event("done", packages=sorted(top_level - set(sys.stdlib_module_names)))
     return done
 
 
-def measure(job: Job, artifact: Artifact, crops: npt.NDArray[np.uint8], answers: Answers) -> Trial:
+def measure(job: Job, artifact: Artifact, crops: npt.NDArray[np.uint8], answers: Answers, opened: ExitStack) -> Trial:
     """One trial. Raises MeterError before anything is loaded where the meter cannot be used."""
     from edgejoule.measure.meters import open_meter
     from edgejoule.measure.trial import Bench, run_trial
@@ -108,10 +122,16 @@ def measure(job: Job, artifact: Artifact, crops: npt.NDArray[np.uint8], answers:
     if meter is not None and (missing := meter.probe()) is not None:
         raise MeterError(f"the meter {job.meter} cannot be used: {missing}")
     backend = _backend(artifact)
-    return run_trial(lambda: backend.load(artifact, job.threads), artifact, crops, job, meter, bench=Bench(notify=answers.event))
+
+    def load() -> Session:
+        session: Session = backend.load(artifact, job.threads)
+        opened.callback(session.close)
+        return session
+
+    return run_trial(load, artifact, crops, job, meter, bench=Bench(notify=answers.event))
 
 
-def outputs(job: Job, artifact: Artifact, crops: npt.NDArray[np.uint8]) -> Outputs:
+def outputs(job: Job, artifact: Artifact, crops: npt.NDArray[np.uint8], opened: ExitStack) -> Outputs:
     """Logits (n, K) of the first n = min(8, N) images, in batches of the artifact's size, the last one filled by repeating."""
     import numpy as np
 
@@ -119,16 +139,14 @@ def outputs(job: Job, artifact: Artifact, crops: npt.NDArray[np.uint8]) -> Outpu
 
     images = normalise(crops[:OUTPUT_IMAGES], artifact.variant.spec.preprocessing)  # (n, C, H, W)
     n, batch = len(images), artifact.batch
-    session = _backend(artifact).load(artifact, job.threads)
-    try:
-        rows = []
-        for start in range(0, n, batch):
-            part = images[np.arange(start, start + batch) % n]
-            rows.append(np.asarray(session.infer(np.ascontiguousarray(part))["logits"], dtype=np.float64))
-        logits = np.concatenate(rows)[:n]
-        return Outputs(floats(logits.ravel().tolist()), (n, logits.shape[1]), session.info())
-    finally:
-        session.close()
+    session: Session = _backend(artifact).load(artifact, job.threads)
+    opened.callback(session.close)
+    rows = []
+    for start in range(0, n, batch):
+        part = images[np.arange(start, start + batch) % n]
+        rows.append(np.asarray(session.infer(np.ascontiguousarray(part))["logits"], dtype=np.float64))
+    logits = np.concatenate(rows)[:n]
+    return Outputs(floats(logits.ravel().tolist()), (n, logits.shape[1]), session.info())
 
 
 def _backend(artifact: Artifact) -> Any:

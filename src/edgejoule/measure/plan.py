@@ -16,12 +16,14 @@ from edgejoule.measure.stats import half_width, t_interval
 from edgejoule.plain import digest
 from edgejoule.records import Protocol, Trial, Workload
 
+REPLACEMENTS = 2  # of rejected repeats
+
 
 def next_round(trials: Mapping[str, Sequence[Trial]], labels: Sequence[str], protocol: Protocol, seed: int) -> tuple[str, ...]:
     """The labels that need one more repeat, in this round's random order; empty when all are done.
 
-    A rejected repeat does not count towards ``repeats_min``, but does towards ``repeats_max``: a machine that spoils every
-    repeat must not be measured for ever. The same trials, labels and seed give the same order.
+    A rejected repeat is replaced, twice at most: a machine that spoils every repeat must not be measured for ever.
+    The same trials, labels and seed give the same order.
     """
     needy = sorted(label for label in set(labels) if needs_repeat(trials.get(label, ()), protocol))
     turn = max((len(trials.get(label, ())) for label in labels), default=0)
@@ -30,11 +32,16 @@ def next_round(trials: Mapping[str, Sequence[Trial]], labels: Sequence[str], pro
 
 
 def needs_repeat(trials: Sequence[Trial], protocol: Protocol) -> bool:
-    """Whether one artifact's repeats are too few, or its intervals still too wide and the cap not reached."""
-    if len(trials) >= protocol.repeats_max:
-        return False
+    """Whether one artifact's good repeats are too few, or its intervals still too wide and the cap not reached."""
     kept = [trial for trial in trials if not is_rejected(trial)]
+    if len(kept) >= protocol.repeats_max or len(trials) >= most_trials(protocol):
+        return False
     return len(kept) < protocol.repeats_min or not narrow_enough(kept, protocol)
+
+
+def most_trials(protocol: Protocol) -> int:
+    """The cap on repeats, and a few more in place of rejected ones."""
+    return protocol.repeats_max + REPLACEMENTS
 
 
 def narrow_enough(kept: Sequence[Trial], protocol: Protocol) -> bool:

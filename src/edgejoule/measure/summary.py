@@ -14,7 +14,7 @@ import numpy as np
 from edgejoule.caveats import caveat
 from edgejoule.errors import MeterError
 from edgejoule.measure.energy import Energy, window_energy
-from edgejoule.measure.plan import is_rejected, median_latency_s, narrow_enough
+from edgejoule.measure.plan import is_rejected, median_latency_s, narrow_enough, needs_repeat
 from edgejoule.measure.protocols import base_name
 from edgejoule.measure.stats import half_width, percentile, t_interval, variation
 from edgejoule.records import Accuracy, Artifact, Caveat, Grade, Interval, Measurement, Trial
@@ -179,7 +179,7 @@ def _repeat_doubts(trials: Sequence[Trial], kept: Sequence[Trial], latency: Inte
     if protocol.repeats_max > protocol.repeats_min:
         if n > protocol.repeats_min:
             doubts.append(caveat("sequential", f"{n} repeats, where {protocol.repeats_min} were the least"))
-        if len(trials) >= protocol.repeats_max and not narrow_enough(kept, protocol):
+        if not needs_repeat(trials, protocol) and not narrow_enough(kept, protocol):
             width = {"latency": half_width(latency), "energy": half_width(energies.energy_j) if energies.energy_j else None}
             wide = ", ".join(f"{name} +-{100 * value:.1f} %" for name, value in width.items() if value is not None)
             doubts.append(caveat("cap_reached", f"{wide} after {len(trials)} repeats"))

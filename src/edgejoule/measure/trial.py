@@ -27,6 +27,7 @@ from edgejoule.errors import ArtifactError, EdgejouleError, MeterError, SpecErro
 from edgejoule.measure import conditions, memory
 from edgejoule.measure.energy import PAD
 from edgejoule.measure.environment import environment
+from edgejoule.measure.temperature import LOOK_BACK_S, Heat
 from edgejoule.measure.warmup import Warmed, warm_up
 from edgejoule.measure.window import image_pool, latencies, run_window, timing_doubts
 from edgejoule.records import Artifact, Caveat, Environment, Floats, Job, Phase, Preprocessing, Protocol, Trace, Trial
@@ -58,7 +59,7 @@ def run_trial(
     normalise: Normalise | None = None,
     bench: Bench | None = None,
 ) -> Trial:
-    """Measure one artifact once. ``images`` are uint8 crops (N, C, H, W), ``load`` opens the session.
+    """Measure one artifact once. ``images`` are uint8 crops (N, C, H, W), ``load`` opens the session; whoever gave it closes it.
 
     Raises SpecError or ArtifactError where job and artifact do not fit, and what the session or the meter raise.
     """
@@ -69,15 +70,14 @@ def run_trial(
     memory.reset_peak()
     log, started_at = _Log(bench), bench.now()
     session: Session = log.enter("load", load)
-    try:
-        infer = infer_on(session)
-        log.enter("first", lambda: infer(pool[0]))
-        state = bench.describe(job.threads, session.info().runtime)
-        warmed: Warmed = log.enter("warmup", lambda: warm_up(lambda i: infer(pool[i % len(pool)]), protocol, bench.clock))
-        recorded = _record(log, infer, pool, job, protocol, warmed, meter)
-        peak = memory.peak_bytes()
-    finally:
-        session.close()
+    infer = infer_on(session)
+    log.enter("first", lambda: infer(pool[0]))
+    state = bench.describe(job.threads, session.info().runtime)
+    heat = Heat(bench.clock, bench.root)
+    cool = heat.steady if protocol.warmup_cap_s >= LOOK_BACK_S else lambda: True  # a short warm-up cannot tell
+    warmed: Warmed = log.enter("warmup", lambda: warm_up(lambda i: infer(pool[i % len(pool)]), protocol, bench.clock, cool))
+    recorded = _record(log, infer, pool, job, protocol, warmed, meter)
+    peak = memory.peak_bytes()
     load_phase, first = log.phases[:2]
     return Trial(
         key=job.key,

@@ -3,7 +3,7 @@
 Steady: of the last 20 block medians, the first ten and the last ten have quartiles within 5 % of each other, the first ten's mean
 lies in [-50 %, +10 %] of the last ten's (pyperf's rules), and no slope of 1 %/min or more can be told from the scatter.
 The slope is judged by its own standard error, because over a few seconds chance alone makes slopes of several %/min.
-Looks at timings only: temperatures are not read, a slow heating shows in the window's own drift check.
+Whether the temperature has settled too is asked of the caller, who can read it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Warmed:
     blocks: int
 
 
-def warm_up(infer: Callable[[int], Any], protocol: Protocol, clock: Callable[[], float]) -> Warmed:
+def warm_up(infer: Callable[[int], Any], protocol: Protocol, clock: Callable[[], float], cool: Callable[[], bool] = lambda: True) -> Warmed:
     """Call ``infer(i)`` for at least ``warmup_s`` and ``warmup_inferences``, then until steady or the cap (0: seek no steadiness)."""
     block_s = protocol.warmup_s / BLOCKS
     start = block_start = clock()
@@ -53,11 +53,11 @@ def warm_up(infer: Callable[[int], Any], protocol: Protocol, clock: Callable[[],
         enough = done >= protocol.warmup_inferences and now - start >= protocol.warmup_s
         capped = now - start >= protocol.warmup_cap_s
         if enough and not capped and len(medians) >= BLOCKS:
-            settled = is_steady(medians[-BLOCKS:], middles[-BLOCKS:])
+            settled = is_steady(medians[-BLOCKS:], middles[-BLOCKS:]) and cool()
         if enough and (settled or capped):
             break
     if not settled and len(medians) >= FEWEST:
-        settled = is_steady(medians[-BLOCKS:], middles[-BLOCKS:])
+        settled = is_steady(medians[-BLOCKS:], middles[-BLOCKS:]) and cool()
     typical = float(np.median(medians[-BLOCKS:] if medians else block))
     return Warmed(settled or protocol.warmup_cap_s == 0, done, typical, len(medians))
 
