@@ -40,17 +40,25 @@ def trial_rows(out: Path) -> list[tuple[Any, ...]]:
     return sqlite3.connect(out / "results.sqlite").execute("SELECT key, artifact, repeat, started_at FROM trials ORDER BY key").fetchall()
 
 
+def check_repeats(rows: list[tuple[Any, ...]]) -> None:
+    """Three good repeats of each artifact, numbered from 0; at most two more in place of rejected ones."""
+    of: dict[str, list[int]] = {}
+    for row in rows:
+        of.setdefault(row[1], []).append(row[2])
+    assert len(of) == 3
+    for repeats in of.values():
+        assert 3 <= len(repeats) <= 5 and sorted(repeats) == list(range(len(repeats)))
+
+
 def test_a_run_measures_every_artifact_three_times(finished: Path) -> None:
-    rows = trial_rows(finished)
-    assert len(rows) == 9
-    assert sorted(row[2] for row in rows) == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    check_repeats(trial_rows(finished))
     page = (finished / "report.html").read_text()
     assert "test_vit" in page and "weights" in page
 
 
 def test_repeats_interleave(finished: Path) -> None:
     in_time = [row[1] for row in sorted(trial_rows(finished), key=lambda row: row[3])]
-    assert all(len(set(in_time[i : i + 3])) == 3 for i in (0, 3, 6))
+    assert all(len(set(in_time[i : i + 3])) == 3 for i in (0, 3, 6))  # rounds of all three
 
 
 def test_what_is_said_of_an_artifact_was_read_back(finished: Path) -> None:
@@ -108,7 +116,8 @@ def test_killed_at_any_point_it_loses_at_most_the_trial_in_flight(tmp_path: Path
     before = trial_rows(out)
     outcome = run_study(SMOKE, out, Bench(cache=cache))
     after = trial_rows(out)
-    assert set(before) <= set(after) and len(after) == 9
+    assert set(before) <= set(after)
+    check_repeats(after)
     assert len(outcome.measurements) == 3
     assert (out / "report.html").exists()
     assert not list(cache.glob("export-*")), "scratch folders of killed runs stay behind"

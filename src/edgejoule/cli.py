@@ -156,8 +156,10 @@ def compile_(
     from edgejoule.plain import encode
     from edgejoule.report import text
 
+    plan = _plan(scenario="offline" if batch > 1 else "single_stream", batch=batch, threads=threads, images=images)
+    stages.check(plan, backend)
     with Progress() as progress:
-        artifacts = _compile(model, backend, _plan(batch=batch, threads=threads, images=images), weights, _bench(cache, progress))
+        artifacts = _compile(model, backend, plan, weights, _bench(cache, progress))
     if out is not None:
         if len(artifacts) > 1:
             raise SpecError(f"--out holds one artifact, and {len(artifacts)} backends were named: compile them one by one")
@@ -190,6 +192,7 @@ def measure(
     from edgejoule.study import measure_one
 
     plan = _plan(profile=profile, scenario=scenario, batch=batch, meter=meter, threads=threads, images=images)
+    stages.check(plan, [backend])
     with Progress() as progress:
         bench = _bench(cache, progress)
         folder = Path(target)

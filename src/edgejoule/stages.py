@@ -211,7 +211,7 @@ class Entrant:
 
 
 def entrants(artifacts: Iterable[Artifact], plan: MeasurePlan, bench: Bench) -> tuple[Entrant, ...]:
-    """The artifacts with their images and meter. Raises MeterError with the remedy where the named meter cannot be read."""
+    """The artifacts with their images and meter."""
     chosen: dict[str, str] = {}
     found = []
     for artifact in artifacts:
@@ -286,17 +286,29 @@ def run_trial(entrant: Entrant, key: str, protocol: Protocol, threads: int, repe
     return answer
 
 
-def _meter(asked: str, device: str, bench: Bench) -> str:
-    from edgejoule.measure.meters import choose_meter, open_meter
+def check(plan: MeasurePlan, backends: Sequence[str]) -> None:
+    """Raises before any work for what would stop it later: a backend, profile, image source or meter that is not there."""
+    from edgejoule.measure.meters import open_meter
+    from edgejoule.measure.protocols import profile
 
-    if registry.parse(asked).name == "auto":
-        chosen, why = choose_meter(device)
-        bench.notify(Event("meter", why))
-        return chosen
-    meter = open_meter(asked)
-    if meter is not None and (missing := meter.probe()):
-        raise MeterError(f"the meter {asked} cannot be used here: {missing}")
-    return registry.canonical(asked)
+    for backend in backends:
+        registry.create("backend", backend)
+    profile(plan.profile)
+    data.source(plan.images)
+    if registry.parse(plan.meter).name != "auto":
+        meter = open_meter(plan.meter)
+        if meter is not None and (missing := meter.probe()):
+            raise MeterError(f"the meter {plan.meter} cannot be used here: {missing}")
+
+
+def _meter(asked: str, device: str, bench: Bench) -> str:
+    from edgejoule.measure.meters import choose_meter
+
+    if registry.parse(asked).name != "auto":
+        return registry.canonical(asked)
+    chosen, why = choose_meter(device)
+    bench.notify(Event("meter", why))
+    return chosen
 
 
 def _stored(store: Store, keys: Sequence[str]) -> tuple[Trial, ...]:

@@ -24,6 +24,8 @@ def run_study(study: Study, out: Path, bench: Bench | None = None, command: str 
     """
     bench = bench or Bench(seed=study.study.seed)
     check_writable(out)
+    for plan in study.measure:
+        stages.check(plan, study.compile.backends)
     with Store.open(out / NAME) as store:
         run = store.begin_run(study.study.name, study.text, command, __version__)
         specs = screen(study, store, run, bench)
