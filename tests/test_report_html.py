@@ -17,9 +17,11 @@ from edgejoule.caveats import caveat
 from edgejoule.errors import OutputError
 from edgejoule.rank.groups import entries_from_measurements
 from edgejoule.rank.ranking import rank_groups
+from edgejoule.report import evidence
 from edgejoule.report.html import embed, render, write_html
 from edgejoule.report.report import Report
 from tests.report_sample import PLAIN, measurement, sample_environment, sample_failures, sample_measurements, sample_screened
+from tests.samples import artifact
 
 EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'&</script><!--\u2028{{7*7}}<a href='javascript:alert(3)'>%{x}"
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--no-first-run"]
@@ -252,3 +254,14 @@ def test_a_phone_scrolls_tables_not_the_page_and_dark_is_dark(chromium: Any, tmp
     assert complaints == [] and page.evaluate("document.documentElement.scrollWidth") <= 360
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(20, 23, 26)"
     page.close()
+
+
+def test_what_was_seen_alike_everywhere_is_one_line() -> None:
+    found = [(f"model {n}", caveat("quick_profile", "3 repeats")) for n in range(5)] + [("model 9", caveat("quick_profile", "2 repeats"))]
+    card = evidence.caveat_cards(found)
+    assert "5 measurements: 3 repeats" in card and "model 9: 2 repeats" in card and "model 3" not in card
+
+
+def test_what_was_compiled_is_shown_as_it_was_read_back() -> None:
+    shown = evidence.artifacts_table([artifact()])
+    assert "onnxruntime" in shown and "fp32" in shown and "100% of 8" in shown and "1.0e-06" in shown

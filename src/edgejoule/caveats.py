@@ -137,7 +137,7 @@ TABLE: dict[str, tuple[Severity, str, str]] = {
         "The study's baseline is not among the measured models, so no energy saved is counted.",
         "See why it failed, or name another baseline.",
     ),
-    "screen_ambiguous": ("note", "The order changes with the unit of energy or the exponents of the metric.", "See rank --sensitivity."),
+    "order_ambiguous": ("note", "The order changes with the unit of energy or the exponents of the metric.", "See rank --sensitivity."),
 }
 
 

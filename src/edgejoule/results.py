@@ -126,11 +126,13 @@ def _write_page(store: Store, outcome: Outcome, page: Path, command: str) -> Non
 
     runs = store.runs()
     study = next((run for run in reversed(runs) if run.text), runs[-1] if runs else None)
-    environments = {trial.environment.fingerprint: trial.environment for trial in store.trials()}
+    environments = {trial.environment.fingerprint: replace(trial.environment, runtime="") for trial in store.trials()}
+    measured = {m.artifact_sha256 for m in outcome.measurements}
     report = Report(
         title=study.study if study else outcome.store.stem,
         rankings=outcome.rankings,
         measurements=outcome.measurements,
+        artifacts=tuple(artifact for sha256, artifact in store.artifacts().items() if sha256 in measured),
         screened=outcome.screened,
         failures=outcome.failures,
         environments=tuple(environments.values()),

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from edgejoule import registry
 from edgejoule.caveats import caveat
 from edgejoule.errors import MeterError
 from edgejoule.measure.energy import Energy, window_energy
@@ -195,7 +196,8 @@ def _labels(first: Trial, artifact: Artifact, accuracy: Accuracy | None, trials:
     if artifact.variant.weights == "random":
         labels.append(caveat("weights_random", f"the weights of {artifact.variant.spec.name} are random"))
     if name == "estimate":
-        labels.append(caveat("estimate", first.meter))
+        model = registry.create("meter", first.meter)
+        labels.append(caveat("estimate", f"{model.core_w:g} W for each busy core and {model.idle_w:g} W at rest were assumed"))
     if name == "replay":
         labels.append(caveat("replayed", first.meter))
     if accuracy is not None and accuracy.kind == "published":

@@ -229,7 +229,7 @@ def _doubts(entries: Sequence[Entry], rows: Sequence[RankRow], metric: str, a: f
         changed = [setting for setting in studied.settings if setting.order and setting.order != studied.default.order]
         if changed:
             named = sorted({f"a = {s.a:g}" if s.a != a else s.unit for s in changed})
-            doubts.append(caveat("screen_ambiguous", f"another order with {', '.join(named)}"))
+            doubts.append(caveat("order_ambiguous", f"another order with {', '.join(named)}"))
     return doubts
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from edgejoule.records import Caveat, Environment, Failure, Measurement, Screened
+from edgejoule.records import Artifact, Caveat, Environment, Failure, Measurement, Screened
 from edgejoule.report import format as f
 from edgejoule.report.cells import BOUNDS, Cell, Head, esc, interval_cell, label_cell, number_cell, table, text_cell
 
@@ -81,17 +81,44 @@ def measurements_table(measurements: Sequence[Measurement]) -> str:
     return table(heads, rows, f"Every measurement; {BOUNDS}") if rows else ""
 
 
+def artifacts_table(artifacts: Sequence[Artifact]) -> str:
+    """What was compiled, what the runtime says that it runs, and how far it is from the network."""
+    heads = [Head("Model", pin=True), Head("Runs as", "read back from the runtime"), Head("Runtime"), Head("Providers")]
+    heads += [Head("Same top-1", "on real photographs", True), Head("Error", "largest relative error of the logits", True)]
+    rows = []
+    for a in artifacts:
+        parity = a.parity
+        rows.append(
+            (
+                Cell(f'<span class="model">{esc(a.variant.label)}</span><small>{esc(a.backend)}</small>', a.label),
+                text_cell(a.info.precision if a.info.precision == a.precision else f"{a.info.precision}, asked for {a.precision}"),
+                text_cell(a.info.runtime),
+                text_cell(", ".join(a.info.providers)),
+                number_cell(f"{parity.top1_agreement:.0%} of {parity.n}", parity.top1_agreement) if parity else Cell(f.NONE),
+                number_cell(f"{parity.max_rel:.1e}", parity.max_rel) if parity else Cell(f.NONE),
+                Cell(f"<code>{esc(a.sha256[:12])}</code>", a.sha256),
+            )
+        )
+    return table((*heads, Head("sha256")), rows, "What was compiled") if rows else ""
+
+
 def caveat_cards(found: Iterable[tuple[str, Caveat]]) -> str:
-    """Each doubt once, worst first: what was seen and where, why it matters, what to do."""
-    places: dict[str, list[str]] = {}
+    """Each doubt once, worst first: what was seen and where, why it matters, what to do. What was seen alike everywhere is one line."""
+    places: dict[str, dict[str, list[str]]] = {}
     first: dict[str, Caveat] = {}
     for where, doubt in found:
         first.setdefault(doubt.code, doubt)
-        line = f"{where}: {doubt.seen}" if where else doubt.seen
-        if line and line not in places.setdefault(doubt.code, []):
-            places[doubt.code].append(line)
+        wheres = places.setdefault(doubt.code, {}).setdefault(doubt.seen, [])
+        if where not in wheres:
+            wheres.append(where)
     order = sorted(first.values(), key=lambda doubt: list(SEVERITY).index(doubt.severity))
-    return "".join(_card(doubt, places.get(doubt.code, [])) for doubt in order)
+    return "".join(_card(doubt, [_seen(text, wheres) for text, wheres in places[doubt.code].items()]) for doubt in order)
+
+
+def _seen(text: str, wheres: Sequence[str]) -> str:
+    named = [where for where in wheres if where]
+    where = f"{len(named)} measurements" if len(named) > 2 else " and ".join(named)
+    return ": ".join(filter(None, (where, text)))
 
 
 def failures_list(failures: Sequence[Failure]) -> str:

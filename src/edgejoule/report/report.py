@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from edgejoule.records import Caveat, Environment, Failure, Measurement, Ranking, Screened
+from edgejoule.records import Artifact, Caveat, Environment, Failure, Measurement, Ranking, Screened
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +16,7 @@ class Report:
     title: str
     rankings: tuple[Ranking, ...]
     measurements: tuple[Measurement, ...] = ()
+    artifacts: tuple[Artifact, ...] = ()
     screened: tuple[Screened, ...] = ()
     failures: tuple[Failure, ...] = ()
     environments: tuple[Environment, ...] = ()
