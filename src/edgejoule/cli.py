@@ -31,6 +31,10 @@ app.add_typer(zoo_app, name="zoo")
 store_app = typer.Typer(help="Look into a results file.", no_args_is_help=True)
 app.add_typer(store_app, name="store")
 
+# what the extras bring and a board does without, by the names that are imported
+MEASURE = ("PIL", "scipy", "sklearn", "sqlalchemy")
+HOST = (*MEASURE, "huggingface_hub", "onnx", "onnxscript", "plotly", "safetensors", "timm", "torch", "torchvision")
+
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON value on stdout.")]
 Cache = Annotated[Path | None, typer.Option(help="Where compiled files are kept. Default: $EDGEJOULE_CACHE or the user's cache folder.")]
 Model = Annotated[str, typer.Argument(help='A catalog name, timm(name="..."), or your own module:function.')]
@@ -290,11 +294,16 @@ def store_info(source: Annotated[Path, typer.Argument(metavar="STORE")], as_json
 
 
 def main() -> None:
-    """The entry point: maps our errors to one sentence and exit code 2."""
+    """The entry point: maps our errors, and packages that an extra would bring, to one sentence and exit code 2."""
     try:
         app()
     except EdgejouleError as error:
         _fail(str(error))
+    except ModuleNotFoundError as error:
+        if error.name not in HOST:
+            raise
+        board = " (a board that measures artifacts needs only 'edgejoule[measure]', no torch)" if error.name in MEASURE else ""
+        _fail(f"this needs {error.name}, which is not installed: pip install 'edgejoule[host]'{board}")
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG):
             raise

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgejoule import __version__
 from edgejoule.caveats import caveat
 from edgejoule.errors import RankError
 from edgejoule.records import Accuracy, Failure, Measurement, ModelSpec, Ranking, Screened, Trial
-from edgejoule.store import Store
 from edgejoule.study_file import RankPlan, parse_study
+
+if TYPE_CHECKING:  # SQLAlchemy, which ranking a table does without
+    from edgejoule.store import Store
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +89,8 @@ def rank_source(source: Path, plan: RankPlan, sensitive: bool = False) -> tuple[
 
     options: dict[str, Any] = {"metric": plan.metric, "a": plan.a, "b": plan.b, "baseline": plan.baseline}
     if is_store(source):
+        from edgejoule.store import Store
+
         with Store.open(source, create=False) as store:
             groups = _groups(store, measurements(store))
         if not groups:
@@ -146,6 +150,8 @@ def _write_page(store: Store, outcome: Outcome, page: Path, command: str) -> Non
 
 def report_store(source: Path, page: Path | None, command: str) -> Outcome:
     """The outcome of a results file, ranked as its newest study asks, and its page written again where a path is given."""
+    from edgejoule.store import Store
+
     with Store.open(source, create=False) as store:
         runs = [run for run in store.runs() if run.text]
         plan = parse_study(runs[-1].text, f"the study in {source}").rank if runs else RankPlan()

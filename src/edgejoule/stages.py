@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgejoule import data, registry
 from edgejoule.catalog import find_model, pool
@@ -38,8 +38,10 @@ from edgejoule.records import (
     Workload,
 )
 from edgejoule.seams import Backend
-from edgejoule.store import Store
 from edgejoule.study_file import MeasurePlan, ScreenPlan
+
+if TYPE_CHECKING:  # SQLAlchemy, which doctor and screen do without
+    from edgejoule.store import Store
 
 OF_ONE_MODEL = (ModelError, BackendError, ArtifactError, AgentError, SpecError)
 

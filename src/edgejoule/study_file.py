@@ -7,7 +7,7 @@ because a study file may come from a stranger.
 from __future__ import annotations
 
 import re
-import tomllib
+import sys
 import typing
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, field, fields, replace
@@ -18,6 +18,11 @@ from typing import Any, Literal, TypeVar
 
 from edgejoule import registry
 from edgejoule.errors import EdgejouleError, StudyError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 T = TypeVar("T")
 
