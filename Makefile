@@ -15,7 +15,7 @@ help:
 .venv/made:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "edgejoule needs Python 3.11 or newer: make PYTHON=python3.12 run"; exit 2; }
 	@echo "== making .venv"
-	@$(PYTHON) -m venv .venv || { echo "python3 cannot make a virtual environment: install its venv package (Debian: apt-get install python3-venv)"; exit 2; }
+	@$(PYTHON) -m venv .venv || { echo "$(PYTHON) cannot make a virtual environment: install its venv package (Debian: apt-get install python3-venv)"; exit 2; }
 	@touch $@
 
 .venv/host: .venv/made pyproject.toml constraints.txt

@@ -141,9 +141,29 @@ def test_errors_come_back_as_what_they_were(odd: Any, tmp_path: Path) -> None:
         run_job(odd("ok", "measure", meter="estimat"))
 
 
-def test_a_worker_that_is_given_nonsense_says_so() -> None:
-    done = subprocess.run([sys.executable, "-m", "edgejoule.fleet.agent"], input="{}", capture_output=True, text=True, timeout=60)
+@pytest.mark.parametrize("text", ["{}", "", "\xff\x00", "[" * 200_000])
+def test_a_worker_that_is_given_nonsense_says_so(text: str) -> None:
+    done = subprocess.run([sys.executable, "-m", "edgejoule.fleet.agent"], input=text, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2 and json.loads(done.stdout)["error"]["kind"] == "AgentError"
+    assert "not given a job" in json.loads(done.stdout)["error"]["message"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux kills a child with its parent")
+def test_a_worker_does_not_outlive_a_run_that_is_killed(odd: Any, tmp_path: Path) -> None:
+    (tmp_path / "job.json").write_text(json.dumps(encode(odd("hang"))))
+    start = "import subprocess, sys; p = subprocess.Popen([sys.executable, '-m', 'edgejoule.fleet.agent'], stdin=open(sys.argv[1]),"
+    start += " start_new_session=True); print(p.pid, flush=True); p.wait()"
+    with subprocess.Popen([sys.executable, "-c", start, str(tmp_path / "job.json")], stdout=subprocess.PIPE, text=True) as run:
+        assert run.stdout
+        worker = int(run.stdout.readline())
+        time.sleep(1.0)  # until it hangs
+        assert alive(worker)
+        run.kill()
+    for _ in range(100):
+        if not alive(worker):
+            break
+        time.sleep(0.05)
+    assert not alive(worker)
 
 
 # ---------------------------------------------------------------- dispatch, without processes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import typing
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,15 @@ from edgejoule.measure.meters import open_meter
 
 SHAPE = (1, 3, 160, 160)
 NEEDS_OPTIONS = {"replay": 'replay(path="{trace}")'}
-SPELLINGS = [spelling for name in registry.names("backend") for spelling in (name, f'{name}(precision="bf16")')]
+
+
+def spellings() -> list[str]:
+    """Every backend, in every precision that its ``precision`` field admits."""
+    found = []
+    for name in registry.names("backend"):
+        hints = typing.get_type_hints(type(registry.create("backend", name)))
+        found += [f"{name}(precision={precision!r})" for precision in typing.get_args(hints["precision"])] or [name]
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +32,7 @@ def module() -> Any:
     return zoo.build(zoo.identify(zoo.spec_of_timm("test_vit"), weights="random"))
 
 
-@pytest.mark.parametrize("spelling", [s for s in SPELLINGS if s != 'onnxruntime(precision="bf16")'])
+@pytest.mark.parametrize("spelling", spellings())
 def test_every_backend(spelling: str, module: Any, tmp_path: Path) -> None:
     (tmp_path / "export").mkdir()
     (tmp_path / "work").mkdir()
@@ -73,6 +82,16 @@ def test_a_meter_that_lies_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("edgejoule.measure.LEAVES", {"liar": f"{__name__}:Liar"})
     with pytest.raises(contracts.ContractError, match="decrease"):
         contracts.check_meter("liar", open_meter)
+
+
+def test_a_backend_that_computes_something_else_is_caught(module: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from edgejoule.compile.eager import EagerSession
+
+    infer = EagerSession.infer
+    monkeypatch.setattr(EagerSession, "infer", lambda self, images: {"logits": infer(self, images)["logits"][:, ::-1].copy()})
+    images = np.random.default_rng(0).normal(size=SHAPE).astype(np.float32)
+    with pytest.raises(contracts.ContractError, match="away from the network's"):
+        contracts.check_backend("eager", TorchExport(module, SHAPE, tmp_path / "export"), SHAPE, images, tmp_path)
 
 
 def test_a_model_that_mixes_its_batch_is_caught() -> None:

@@ -111,10 +111,13 @@ def test_the_environment_of_a_board_and_of_a_system_without_proc(tmp_path: Path)
     assert bare.device.memory_bytes > 0 and bare.device.name  # from the interpreter and sysconf
     governor = "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"
     zone = "sys/class/thermal/thermal_zone0"
+    lowest, highest = governor.replace("governor", "min_freq"), governor.replace("governor", "max_freq")
+    put(tmp_path, **{lowest: "600000\n", highest: "2400000\n", "proc/driver/nvidia/version": "NVRM 570.1\nGCC\n"})
     put(tmp_path, **{"proc/device-tree/model": "Raspberry Pi 5\x00", "proc/cpuinfo": "CPU part\t: 0xd0b\nCPU variant : 0x4\n",
                      governor: "ondemand\n", "proc/meminfo": "MemTotal:  8000000 kB\n", f"{zone}/temp": "48500",
                      f"{zone}/type": "cpu\n"})  # fmt: skip
     board = environment(1, root=tmp_path)
+    assert board.observed["clock_limits_mhz"] == "600 to 2400" and board.observed["nvidia_driver"] == "NVRM 570.1"
     assert (board.device.name, board.device.cpu, board.device.governor) == ("Raspberry Pi 5", "ARM part 0xd0b variant 0x4", "ondemand")
     assert board.device.memory_bytes == 8_192_000_000 and board.observed["temperature_c.cpu"] == "48.5"
     put(tmp_path, **{f"{zone}/temp": "60000"})

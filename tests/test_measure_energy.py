@@ -127,6 +127,20 @@ def test_a_stuck_sensor_is_not_a_measurement() -> None:
         assert energy.energy_j is None and found == {"stuck_sensor"}
 
 
+@pytest.mark.parametrize(("quantity", "since"), [("energy_j", 7.0), ("power_w", 1.5), ("power_w", 0.9)])
+def test_a_sensor_that_gets_stuck_on_the_way_is_not_a_measurement(quantity: str, since: float) -> None:
+    times, values = steady(quantity)
+    frozen = np.where(times < since, values, values[np.searchsorted(times, since)])
+    energy, found = doubts(trace(times, frozen, quantity))
+    assert energy.energy_j is None and "stuck_sensor" in found
+
+
+def test_a_coarse_sensor_of_a_steady_load_is_not_stuck() -> None:
+    times, watts = steady(jitter=0.0)  # 5 W and 15 W exactly
+    energy, found = doubts(trace(times, watts, averaging_s=0.1))
+    assert energy.energy_j == pytest.approx(150, rel=0.01) and not found
+
+
 def test_one_unmeasured_rail_leaves_the_sum_unmeasured() -> None:
     times, watts = steady()
     assert doubts(trace(times, watts), trace(times, np.zeros_like(times)))[0].energy_j is None
@@ -163,6 +177,16 @@ def test_idle_that_drifts_is_told_and_interpolated_in_time() -> None:
     energy, found = doubts(trace(times, watts + 0.05 * times))
     assert found == {"idle_drift"} and energy.net_energy_j == pytest.approx(100, rel=0.01)
     assert not doubts(trace(times, watts + 0.003 * times))[1]
+
+
+@pytest.mark.parametrize("phase", np.linspace(0, 0.104, 14))
+def test_a_counter_that_updates_now_and_then_does_not_drift(phase: float) -> None:
+    times, joules = steady("energy_j", step=0.001, end=4.5, jitter=0.0)  # 2.5 s of window on a GPU's counter: 0.104 s, polled at 20 Hz
+    at = np.arange(0, 6.0, 0.05)
+    true = np.interp(np.floor((at - phase) / 0.104) * 0.104 + phase, np.append(times, 8.0), np.append(joules, joules[-1] + 3.5 * IDLE))
+    window, before, after = phases(2.0, 4.5, 1.4)
+    energy = window_energy([trace(at, true, "energy_j", averaging_s=0.1, period_s=0.05)], window, before, after)
+    assert not energy.caveats and energy.net_energy_j == pytest.approx(25, rel=0.1)
 
 
 def test_zero_or_negative_energy_is_not_reported() -> None:

@@ -90,6 +90,9 @@ def test_standard_stops_when_narrow_and_at_the_cap() -> None:
     assert next_round({"wide": wide}, ("wide",), standard, 0) == ()
     hungry = [repeat(n, watts=10 + n, protocol=standard) for n in range(5)]  # the latency is narrow, the energy is not
     assert needs_repeat(hungry, standard)
+    between = [repeat(n, watts=10 * (1 + 0.0202 * (-1) ** n), protocol=standard) for n in range(6)]  # +-2.3 %: enough on board, not off it
+    outside = [dataclasses.replace(t, traces=tuple(dataclasses.replace(trace, grade="B") for trace in t.traces)) for t in between]
+    assert not needs_repeat(between, standard) and needs_repeat(outside, standard)
 
 
 def test_rejected_repeats_are_replaced_but_not_for_ever() -> None:

@@ -87,6 +87,15 @@ def test_a_slow_sensor_gets_longer_idle_and_a_longer_window(tmp_path: Path) -> N
     assert window is not None and window.stop_s - window.start_s == pytest.approx(20.0, abs=0.11)
 
 
+def test_no_window_is_too_short_for_its_sensor(tmp_path: Path) -> None:
+    clock = FakeClock()
+    session = FakeSession(clock)
+    trial = run_trial(lambda: session, artifact(), crops(), job(), FakeMeter(clock, session, averaging_s=0.1), bench=bench(clock, tmp_path))
+    window = trial.phase("window")
+    assert window is not None and (window.stop_s - window.start_s) / 0.104 >= 21  # a GPU's counter that claims 0.1 s
+    assert window_size(profile("quick"), 1, 1.0) == (25.0, 5) and window_size(profile("quick"), 1, 0.001) == (2.0, 5)
+
+
 def test_images_fix_the_window_by_count(tmp_path: Path) -> None:
     clock = FakeClock()
     session = FakeSession(clock)

@@ -58,7 +58,7 @@ def test_rapl_counts_every_wrap(tmp_path: Path) -> None:
     for _ in range(40):  # 28 J over a counter of one joule
         energy = (energy + 700_000) % top
         set_energy(tmp_path / "intel-rapl:0", energy)
-        sensor._read_at["last"] = time.perf_counter()  # the guard would say, rightly, that a joule may wrap in a millisecond
+        sensor._read_at["package-0"] = time.perf_counter()  # the guard would say, rightly, that a joule may wrap in a millisecond
         joules.append(sensor.read()["package-0"])
     assert joules[-1] == pytest.approx(28.0) and all(a < b for a, b in itertools.pairwise(joules))
 
@@ -107,13 +107,25 @@ def test_a_gap_in_which_a_counter_may_wrap_twice_is_an_error(tmp_path: Path) -> 
     write_domain(tmp_path / "intel-rapl:0", "package-0", 1, 65_532_610_987)  # 65 s at 1 kW
     sensor = Rapl(str(tmp_path))
     sensor.read()
-    sensor._read_at["last"] -= 70
-    with pytest.raises(MeterError, match="wrapped twice"):
-        sensor.read()
-    assert sensor.read() == {"package-0": 0.0}
+    sensor._read_at["package-0"] -= 70
+    for _ in range(2):  # and stays one: joules may be missing from all that follows
+        with pytest.raises(MeterError, match="wrapped twice"):
+            sensor.read()
     for period in (0, -1, 11):
         with pytest.raises(SpecError, match="period_s"):
             registry.create("meter", f"rapl(period_s={period})")
+
+
+def test_a_rail_beside_the_total_may_fail_and_the_total_goes_on(tmp_path: Path) -> None:
+    tree(tmp_path)
+    (tmp_path / "intel-rapl:0" / "intel-rapl:0:1" / "energy_uj").unlink()  # uncore was never readable
+    sensor = Rapl(str(tmp_path))
+    assert sensor.probe() is None and set(sensor.read()) == {"package-0", "package-0/core", "package-0/dram", "psys"}
+    (tmp_path / "intel-rapl:1" / "energy_uj").unlink()  # psys goes in mid-run
+    set_energy(tmp_path / "intel-rapl:0", 65_997_277_274 + 2_000_000)
+    assert sensor.read() == {"package-0": 2.0, "package-0/core": 0.0, "package-0/dram": 0.0}
+    set_energy(tmp_path / "intel-rapl:1", 117_870_082_040 + 5_000_000)
+    assert sensor.read()["psys"] == 5.0
 
 
 def test_mirrored_dies_are_one_and_two_sockets_are_two(tmp_path: Path) -> None:
@@ -212,7 +224,7 @@ def test_nvml_tells_its_three_figures_apart(
         (FakeNvml(start=9), Nvml(), "NVML does not start .Driver Not Loaded.*nvidia-smi"),
         (FakeNvml(energy=False, instant=False, usage=False), Nvml(), "does not report power"),  # initialises, and answers NOT_SUPPORTED
         (FakeNvml(energy=False), Nvml(source="energy"), "no energy counter"),
-        (FakeNvml(), Nvml(index=1), "there is no GPU 1"),
+        (FakeNvml(), Nvml(index=1), "GPU 1 is not there"),
         (None, Nvml(), "pip install"),
     ],
 )
@@ -233,6 +245,42 @@ def test_nvml_lost_half_way_and_throttled(monkeypatch: pytest.MonkeyPatch) -> No
     fake.lost = True
     with pytest.raises(MeterError, match="GPU is lost"):
         sensor.read()
+
+
+class FourGpus(FakeNvml):
+    """A number of each: its milliwatts tell which one was read."""
+
+    def nvmlDeviceGetCount(self) -> int:  # noqa: N802
+        return 4
+
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> int:  # noqa: N802
+        return index
+
+    def nvmlDeviceGetUUID(self, handle: int) -> str:  # noqa: N802
+        return f"GPU-{handle}7e7-aa"
+
+    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> int:  # noqa: N802
+        raise self.NVMLError(6)
+
+    def nvmlDeviceGetTotalEnergyConsumption(self, handle: int) -> int:  # noqa: N802
+        return 1000 * handle
+
+
+@pytest.mark.parametrize(
+    ("visible", "index", "gpu"),
+    [(None, None, 0), ("2", None, 2), ("3,1", None, 3), ("GPU-17e7", None, 1), ("2", 1, 1), ("", None, 0), ("GPU-9", None, None)],
+)
+def test_nvml_watches_the_gpu_that_computes(
+    visible: str | None, index: int | None, gpu: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", FourGpus())
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    if gpu is None:
+        assert "the first GPU that CUDA sees is not there" in str(Nvml(index=index).probe())
+    else:
+        assert Nvml(index=index).read() == {"gpu": float(gpu)}
 
 
 # ---------------------------------------------------------------- estimate and replay

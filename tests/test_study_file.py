@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgejoule.errors import StudyError
-from edgejoule.study_file import MeasurePlan, load_study, parse_study, shipped
+from edgejoule.rank import ranking
+from edgejoule.study_file import METRICS, MeasurePlan, load_study, parse_study, shipped
 
 GOOD = (
     '[study]\nname = "s"\n\n[screen]\nmodels = ["vit_small"]\n\n[compile]\nbackends = ["onnxruntime"]\n\n[[measure]]\nprofile = "quick"\n'
@@ -45,12 +46,24 @@ def test_a_good_study_has_its_defaults() -> None:
         ("[compile]", "[kompile]", "line 7, kompile: unknown table"),
         ('name = "s"', 'name = "s', "line 2"),
         ('name = "s"', 'name = "../s"', "it names a folder"),
+        ('name = "s"', 'name = ".."', "it names a folder"),
+        ('name = "s"', 'name = "s"\nseed = -1', "line 3, study.seed: expected"),
+        ('models = ["vit_small"]', 'models = ["vit_small"]\nalpha = nan', "line 6, screen.alpha: expected a finite number, found nan"),
+        ('models = ["vit_small"]', f'models = ["vit_small"]\nalpha = 1{"0" * 400}', "line 6, screen.alpha: expected a finite number"),
+        ('models = ["vit_small"]', f'models = ["vit_small"]\nalpha = 1{"0" * 5000}', "s.toml: "),
+        ('profile = "quick"', 'profile = "quick"\nthreads = 100000', "line 12, measure.threads: expected 0"),
+        ('profile = "quick"', 'profile = "quick"\n[rank]\nmetric = "smm"', "line 13, rank.metric: 'smm' is not one of sam"),
+        ('profile = "quick"', 'profile = "quick"\n[rank]\na = -1', "line 13, rank.a: expected a of at least 0"),
     ],
 )
 def test_a_malformed_study_is_refused_with_line_and_key(old: str, new: str, said: str) -> None:
     assert old in GOOD
     with pytest.raises(StudyError, match=said):
         parse_study(GOOD.replace(old, new, 1), "s.toml")
+
+
+def test_the_metrics_that_a_study_may_name_are_those_that_rank() -> None:
+    assert set(METRICS) == set(ranking.METRICS)
 
 
 def test_the_second_measure_table_is_the_one_named() -> None:

@@ -101,7 +101,7 @@ TABLE: dict[str, tuple[Severity, str, str]] = {
     "trace_gap": ("warn", "The sensor's samples have gaps of more than five periods.", "Close other programs, or poll less often."),
     "stuck_sensor": (
         "warn",
-        "The sensor gave the same value throughout, so its energy is not measured.",
+        "The sensor stood still while the load changed or ran, so its energy is not measured.",
         "Check the sensor; edgejoule doctor reads it once.",
     ),
     "negative_energy": ("warn", "The energy came out zero or negative, so it is not reported.", "Check the sensor and its rails."),

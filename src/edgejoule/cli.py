@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import shlex
 import sys
 from pathlib import Path
@@ -62,7 +63,7 @@ def run(
 
     chosen = with_measure(load_study(study), meter=meter, profile=profile)
     folder = out or Path("runs") / chosen.study.name
-    with Progress() as progress:
+    with Progress("every finished trial is stored") as progress:
         if chosen.study.cost:
             progress.say(f"{chosen.study.name}: {chosen.study.cost}")
         outcome = run_study(chosen, folder, _bench(cache, progress, chosen.study.seed), _command())
@@ -97,8 +98,8 @@ def zoo_show(name: Model, as_json: Json = False) -> None:
     from edgejoule.report import text
     from edgejoule.stages import count_models
 
-    spec = find_model(name, allow_code=True)
     with Progress() as progress:
+        spec = find_model(name, allow_code=True)
         cost = count_models([spec], _bench(None, progress))[spec.name]
     published = encode(spec.published) if spec.published else None
     facts = {"name": spec.name, "family": spec.family, "params": cost.params, "macs": cost.macs, "input_size": list(cost.input_size)}
@@ -134,6 +135,7 @@ def screen(
     limits = (min_top1_pct, max_params_m, max_macs_g)
     if pool == "e3p" and limits == (None, None, None):
         limits = (79.0, 23.0, 5.0)
+    _check_finite(min_top1_pct=limits[0], max_params_m=limits[1], max_macs_g=limits[2], alpha=alpha, beta=beta, gamma=gamma)
     plan = ScreenPlan(pool, tuple(models or ()), *limits, alpha, beta, gamma, recount)
     with Progress() as progress:
         rows = screen_models(candidates(plan, allow_code=True), plan, _bench(None, progress))
@@ -162,11 +164,13 @@ def compile_(
 
     plan = _plan(scenario="offline" if batch > 1 else "single_stream", batch=batch, threads=threads, images=images)
     stages.check(plan, backend)
-    with Progress() as progress:
+    if out is not None and len(backend) > 1:
+        raise SpecError(f"--out holds one artifact, and {len(backend)} backends were named: compile them one by one")
+    if out is not None:
+        stages.check_new(out)
+    with Progress("what was compiled is kept") as progress:
         artifacts = _compile(model, backend, plan, weights, _bench(cache, progress))
     if out is not None:
-        if len(artifacts) > 1:
-            raise SpecError(f"--out holds one artifact, and {len(artifacts)} backends were named: compile them one by one")
         artifacts = (stages.copy_artifact(artifacts[0], out),)
     if as_json:
         _print_json({"artifacts": [encode(artifact) | {"bytes": artifact.bytes} for artifact in artifacts]})
@@ -193,11 +197,13 @@ def measure(
     from edgejoule import stages
     from edgejoule.plain import encode
     from edgejoule.report import text
-    from edgejoule.study import measure_one
+    from edgejoule.study import check_writable, measure_one
 
     plan = _plan(profile=profile, scenario=scenario, batch=batch, meter=meter, threads=threads, images=images)
     stages.check(plan, [backend])
-    with Progress() as progress:
+    if out is not None:
+        check_writable(out)
+    with Progress("every finished trial is stored" if out else "without --out no trial is kept") as progress:
         bench = _bench(cache, progress)
         folder = Path(target)
         artifact = stages.open_artifact(folder, plan) if folder.is_dir() else _compile(target, [backend], plan, weights, bench)[0]
@@ -210,7 +216,7 @@ def measure(
 
 @app.command()
 def rank(
-    source: Annotated[Path, typer.Argument(metavar="FILE.csv|STORE", help="A table with model, top1_pct, energy_mj; or a results.sqlite.")],
+    source: Annotated[str, typer.Argument(metavar="FILE.csv|STORE", help="A table with model, top1_pct, energy_mj; or a results.sqlite.")],
     metric: Annotated[str, typer.Option(help="sam, efficiency, energy, latency, accuracy or netscore.")] = "sam",
     a: Annotated[float, typer.Option(help="SAM's exponent of accuracy.")] = 5.0,
     b: Annotated[float, typer.Option(help="SAM's factor.")] = 5.0,
@@ -224,6 +230,7 @@ def rank(
     from edgejoule.results import rank_source
     from edgejoule.study_file import RankPlan
 
+    _check_finite(a=a, b=b)
     rankings, tables = rank_source(source, RankPlan(metric, a, b, baseline), sensitivity)
     if as_json:
         rows = [encode(row) | _flat(row) for row in rankings[0].rows] if rankings else []
@@ -235,7 +242,7 @@ def rank(
 
 @app.command()
 def report(
-    source: Annotated[Path, typer.Argument(metavar="STORE", help="A results.sqlite.")],
+    source: Annotated[str, typer.Argument(metavar="STORE", help="A results.sqlite.")],
     out: Annotated[Path | None, typer.Option(help="The page to write. Default: report.html beside the store.")] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown tables instead of writing a page.")] = False,
     csv: Annotated[bool, typer.Option("--csv", help="Print CSV rows instead of writing a page.")] = False,
@@ -246,7 +253,8 @@ def report(
     from edgejoule.report import text
     from edgejoule.results import report_store
 
-    outcome = report_store(source, None if markdown or csv else out or source.parent / "report.html", _command())
+    beside = Path("report.html") if "://" in source else Path(source).with_name("report.html")
+    outcome = report_store(source, None if markdown or csv else out or beside, _command())
     if as_json:
         _print_json({"report": str(outcome.report), **encode({"rankings": outcome.rankings, "failures": outcome.failures})})
     elif markdown:
@@ -279,7 +287,7 @@ def agent() -> None:
 
 
 @store_app.command("info")
-def store_info(source: Annotated[Path, typer.Argument(metavar="STORE")], as_json: Json = False) -> None:
+def store_info(source: Annotated[str, typer.Argument(metavar="STORE")], as_json: Json = False) -> None:
     """Say what a results file holds: runs, artifacts, trials, failures."""
     from edgejoule.plain import encode
     from edgejoule.store import Store
@@ -305,9 +313,11 @@ def main() -> None:
         board = " (a board that measures artifacts needs only 'edgejoule[measure]', no torch)" if error.name in MEASURE else ""
         _fail(f"this needs {error.name}, which is not installed: pip install 'edgejoule[host]'{board}")
     except OSError as error:
+        where = error.filename or "a file"
+        if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+            _fail(f"there is no file {str(where)[:60]!r}… ({error.strerror}): expected the name of a file, a folder or a model")
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG):
             raise
-        where = error.filename or "a file"
         _fail(f"cannot write {where} ({error.strerror}): free some space or choose another folder; what was stored is safe")
 
 
@@ -340,18 +350,26 @@ def _plan(**values: Any) -> Any:
     return plan
 
 
+def _check_finite(**options: float | None) -> None:
+    for name, value in options.items():
+        if value is not None and not math.isfinite(value):
+            raise SpecError(f"--{name.replace('_', '-')}: expected a finite number, found {value}")
+
+
 def _compile(model: str, backends: list[str], plan: Any, weights: str, bench: Any) -> tuple[Any, ...]:
     """Artifacts of one model; the first that fails is the error."""
     from edgejoule.catalog import find_model
     from edgejoule.errors import BackendError
     from edgejoule.records import Artifact
-    from edgejoule.stages import compile_model
+    from edgejoule.stages import Event, compile_model
 
     artifacts = []
+    bench.notify(Event("compile", f"{model} for {', '.join(backends)}", 0, len(backends)))
     for result in compile_model(find_model(model, allow_code=True), backends, plan, weights, bench):
         if not isinstance(result, Artifact):
             raise BackendError(f"{result.variant} @ {result.backend}: {result.reason}")
         artifacts.append(result)
+        bench.notify(Event("compile", result.label, len(artifacts), len(backends)))
     return tuple(artifacts)
 
 

@@ -23,6 +23,7 @@ from edgejoule.records import Artifact, ModelSpec, Preprocessing, SessionInfo, T
 from edgejoule.seams import Backend, CompileContext, Export, Meter, Sensor, Transport
 
 GRADES = ("A", "B", "C", "D")
+FARTHEST = {"fp32": 1e-3, "fp16": 0.1, "bf16": 0.1, "int8": 0.5}  # relative error of logits that rounding explains in a sane network
 
 
 class ContractError(AssertionError):
@@ -64,7 +65,7 @@ def _check_trace(trace: Trace) -> None:
 
 
 def check_backend(spelling: str, export: Export, shape: tuple[int, int, int, int], images: Any, workdir: Path) -> None:
-    """Compiles a network, loads it, runs it and breaks it. ``images`` is (B, C, H, W) float32, ``export`` of that shape."""
+    """Compiles a network, compares the file with it, and breaks it. ``images`` is (B, C, H, W) float32, ``export`` of that shape."""
     import numpy as np
 
     backend: Backend = _leaf("backend", spelling)
@@ -82,6 +83,7 @@ def check_backend(spelling: str, export: Export, shape: tuple[int, int, int, int
     _require(isinstance(first, np.ndarray) and first.dtype == np.float32, "logits are float32 arrays on the host")
     _require(first.ndim == 2 and first.shape[0] == shape[0], f"logits are (B, K), not {first.shape}")
     _require(bool(np.isfinite(first).all()) and float(np.abs(first).max()) > 1e-6, "logits vanish or are not finite")
+    _check_parity(export, images, first, backend.precision)
     _require(bool(np.allclose(first, second, rtol=1e-5, atol=1e-6)), "the same images give other logits the second time")
     _require(bool((images == before).all()), "infer changed its input")
     _check_info(session.info(), backend)
@@ -90,6 +92,17 @@ def check_backend(spelling: str, export: Export, shape: tuple[int, int, int, int
     for file in artifact.files:
         (workdir / file.name).write_bytes(b"not a model")
     _refuses("load of a damaged file", lambda: backend.load(artifact, threads=1), (BackendError, ArtifactError))
+
+
+def _check_parity(export: Export, images: Any, logits: Any, precision: str) -> None:
+    import numpy as np
+    import torch
+
+    with torch.inference_mode():
+        wanted = export.module(torch.from_numpy(images)).numpy()  # (B, K)
+    _require(logits.shape == wanted.shape, f"logits are {logits.shape}, the network's {wanted.shape}")
+    error = float((np.linalg.norm(logits - wanted, axis=1) / np.linalg.norm(wanted, axis=1)).max())
+    _require(error < FARTHEST[precision], f"logits are {error:.0e} away from the network's (relative), too far for {precision}")
 
 
 def _check_info(info: SessionInfo, backend: Backend) -> None:

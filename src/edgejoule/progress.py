@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from types import TracebackType
@@ -12,15 +13,21 @@ if TYPE_CHECKING:
 
 
 class Progress:
-    """A context in which ``notify`` shows events. Ctrl-C leaves with exit code 130 and says that the run can go on."""
+    """A context in which ``notify`` shows events. Ctrl-C leaves with exit code 130 and says what is kept.
 
-    def __init__(self) -> None:
+    What other code prints meanwhile (a user's model, a library) goes to stderr: stdout is for results.
+    """
+
+    def __init__(self, kept: str = "") -> None:
+        self._kept = kept
+        self._stdout = contextlib.redirect_stdout(sys.stderr)
         self._terminal = sys.stderr.isatty()
         self._bar: Any = None
         self._tasks: dict[str, Any] = {}
         self._began = time.monotonic()
 
     def __enter__(self) -> Progress:
+        self._stdout.__enter__()
         if self._terminal:
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -34,8 +41,9 @@ class Progress:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._bar is not None:
             self._bar.stop()
+        self._stdout.__exit__(kind, error, trace)
         if kind is not None and issubclass(kind, KeyboardInterrupt):
-            print("stopped; every finished trial is stored: run the same command again to go on", file=sys.stderr)
+            print(f"stopped{self._kept and '; ' + self._kept}: run the same command again to go on", file=sys.stderr)
             raise SystemExit(130) from error
 
     def say(self, text: str) -> None:

@@ -335,7 +335,7 @@ class Trial:
     started_at: float  # unix time
     phases: tuple[Phase, ...]
     latencies_s: Floats  # one per inference (a batch is one inference)
-    load_s: float
+    load_s: float  # opening the artifact, the runtime's own import included
     first_inference_s: float
     peak_memory_bytes: int
     traces: tuple[Trace, ...] = ()

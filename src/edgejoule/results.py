@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from edgejoule import __version__
 from edgejoule.caveats import caveat
-from edgejoule.errors import RankError
+from edgejoule.catalog import find_model
+from edgejoule.errors import EdgejouleError, RankError
 from edgejoule.records import Accuracy, Failure, Measurement, ModelSpec, Ranking, Screened, Trial
 from edgejoule.study_file import RankPlan, parse_study
 
@@ -65,7 +66,7 @@ def rankings(store: Store, found: tuple[Measurement, ...], plan: RankPlan) -> tu
     """
     from edgejoule.rank.ranking import rank_groups
 
-    groups = _groups(store, found)
+    groups, plan = _groups(store, found), replace(plan, baseline=_named(plan.baseline))
     known = {entry.name for rows in groups.values() for entry in rows} | {entry.model for rows in groups.values() for entry in rows}
     doubts = []
     if plan.baseline and plan.baseline not in known:
@@ -81,7 +82,7 @@ def rankings(store: Store, found: tuple[Measurement, ...], plan: RankPlan) -> tu
     return tuple(replace(ranking, caveats=(*doubts, *ranking.caveats)) for ranking in ranked)
 
 
-def rank_source(source: Path, plan: RankPlan, sensitive: bool = False) -> tuple[tuple[Ranking, ...], tuple[Any, ...]]:
+def rank_source(source: Path | str, plan: RankPlan, sensitive: bool = False) -> tuple[tuple[Ranking, ...], tuple[Any, ...]]:
     """Rankings of a CSV or a store, and for each its sensitivity where that is asked for."""
     from edgejoule.rank.agreement import sensitivity
     from edgejoule.rank.ranking import rank, rank_groups
@@ -93,20 +94,23 @@ def rank_source(source: Path, plan: RankPlan, sensitive: bool = False) -> tuple[
 
         with Store.open(source, create=False) as store:
             groups = _groups(store, measurements(store))
+        options["baseline"] = _named(plan.baseline)
         if not groups:
             raise RankError(f"{source} holds no measurement with energy: run a study into it first")
-        return rank_groups(groups, **options), tuple(sensitivity(rows, a=plan.a, b=plan.b) for rows in groups.values() if sensitive)
+        # Models whose accuracy nobody knows stand in a group of their own, which has no order by SAM to test.
+        known = [rows for rows in groups.values() if any(entry.top1_pct for entry in rows)] or list(groups.values())
+        return rank_groups(groups, **options), tuple(sensitivity(rows, a=plan.a, b=plan.b) for rows in known if sensitive)
     entries = entries_from_csv(source)
     tables = (sensitivity(entries, a=plan.a, b=plan.b),) if sensitive else ()
-    return (rank(entries, title=source.name, **options),), tables
+    return (rank(entries, title=Path(source).name, **options),), tables
 
 
-def is_store(source: Path) -> bool:
+def is_store(source: Path | str) -> bool:
     """Whether a path or URL names a results store and not a table."""
     if "://" in str(source):
         return True
     try:
-        with source.open("rb") as file:
+        with Path(source).open("rb") as file:
             return file.read(16) == b"SQLite format 3\x00"
     except OSError:
         return False  # entries_from_csv says what is wrong with the path
@@ -148,7 +152,7 @@ def _write_page(store: Store, outcome: Outcome, page: Path, command: str) -> Non
     write_html(page, report)
 
 
-def report_store(source: Path, page: Path | None, command: str) -> Outcome:
+def report_store(source: Path | str, page: Path | None, command: str) -> Outcome:
     """The outcome of a results file, ranked as its newest study asks, and its page written again where a path is given."""
     from edgejoule.store import Store
 
@@ -156,6 +160,14 @@ def report_store(source: Path, page: Path | None, command: str) -> Outcome:
         runs = [run for run in store.runs() if run.text]
         plan = parse_study(runs[-1].text, f"the study in {source}").rank if runs else RankPlan()
         return outcome_of(store, plan, page, command)
+
+
+def _named(model: str) -> str:
+    """A model's own name for any of its spellings; what is none is left as it is."""
+    try:
+        return find_model(model).name if model else ""
+    except EdgejouleError:
+        return model
 
 
 def _groups(store: Store, found: tuple[Measurement, ...]) -> Any:

@@ -87,8 +87,9 @@ def cores(threads: int) -> int:
 
 
 def candidates(plan: ScreenPlan, allow_code: bool = False) -> tuple[ModelSpec, ...]:
-    """The models that a study names. Raises UnknownNameError with the nearest names."""
-    return pool(plan.pool) if plan.pool else tuple(find_model(name, allow_code=allow_code) for name in plan.models)
+    """The models that a study names, each once whatever its spellings. Raises UnknownNameError with the nearest names."""
+    specs = pool(plan.pool) if plan.pool else [find_model(name, allow_code=allow_code) for name in plan.models]
+    return tuple({spec.name: spec for spec in specs}.values())
 
 
 def screen_models(specs: Sequence[ModelSpec], plan: ScreenPlan, bench: Bench) -> tuple[Screened, ...]:
@@ -347,12 +348,17 @@ def open_artifact(folder: Path, plan: MeasurePlan) -> Artifact:
     return artifact
 
 
+def check_new(out: Path) -> None:
+    """Raises OutputError for a folder that is there already."""
+    if os.path.lexists(out):
+        raise OutputError(f"{out} is there already: name a new folder with --out")
+
+
 def copy_artifact(artifact: Artifact, out: Path) -> Artifact:
     """The artifact's files and manifest, copied into ``out`` whole or not at all."""
     partial = out.with_name(out.name + ".partial")
+    check_new(out)
     try:
-        if out.exists():
-            raise OutputError(f"{out} is there already: name a new folder with --out")
         shutil.rmtree(partial, ignore_errors=True)
         shutil.copytree(artifact.folder, partial)
         partial.rename(out)

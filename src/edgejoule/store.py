@@ -15,9 +15,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 import sqlalchemy as sql
-from sqlalchemy.exc import DatabaseError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import IntegrityError, OperationalError, SQLAlchemyError
 
 from edgejoule.errors import OutputError, StoreError
 from edgejoule.plain import decode, encode, pack_floats, unpack_floats
@@ -112,28 +113,18 @@ class Store:
 
         Raises StoreError for a file that is not ours or is newer than this program, OutputError where it cannot be written.
         """
-        url = str(where)
-        if "://" not in url:
-            path = Path(where)
-            if not create and not path.is_file():
-                raise StoreError(f"there is no results file at {path}: expected the {NAME} that edgejoule run writes")
-            try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise OutputError(f"cannot make the folder {path.parent}: {error.strerror}; choose another with --out") from error
-            frozen = path.exists() and not (os.access(path, os.W_OK) and os.access(path.parent, os.W_OK))
-            url = f"sqlite:///file:{path.resolve()}?immutable=1&uri=true" if frozen and not create else f"sqlite:///{path}"
         try:
+            url = sql.make_url(str(where)) if "://" in str(where) else _sqlite_url(Path(where), create)
             engine = sql.create_engine(url)
         except (SQLAlchemyError, ImportError) as error:
-            raise StoreError(f"cannot use {url} as a store: {error}; expected a file path or a database URL") from error
+            raise StoreError(f"cannot use {_shown(where)} as a store: {error}; expected a file path or a database URL") from error
         if engine.dialect.name == "sqlite":
-            sql.event.listen(engine, "connect", _configure_sqlite)
+            sql.event.listen(engine, "connect", _configure_sqlite if create else _configure_reading)
             sql.event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN"))
-        store = cls(engine, str(where))
+        store = cls(engine, _shown(where))
         try:
             with store._transaction() as connection:
-                _prepare(connection, str(where))
+                _prepare(connection, store.where, create)
         except BaseException:
             engine.dispose()
             raise
@@ -251,10 +242,10 @@ class Store:
         with self._transaction() as connection:
             row = connection.execute(sql.select(_trials.c.record, _trials.c.latencies).where(_trials.c.key == key)).one()
             traces = connection.execute(sql.select(_traces).where(_traces.c.trial == key).order_by(_traces.c.position)).all()
-        record = json.loads(row.record)
-        record["latencies_s"] = encode(_samples(row.latencies, key))
+        record = _parsed(row.record, "Trial") | {"latencies_s": encode(_samples(row.latencies, key))}
         record["traces"] = [
-            {**json.loads(trace.record), "times_s": encode(_samples(trace.times, key)), "values": encode(_samples(trace.samples, key))}
+            _parsed(trace.record, "Trace")
+            | {"times_s": encode(_samples(trace.times, key)), "values": encode(_samples(trace.samples, key))}
             for trace in traces
         ]
         return _decoded(Trial, record)
@@ -264,12 +255,35 @@ class Store:
         try:
             with self._engine.begin() as connection:
                 yield connection
-        except OperationalError as error:
+        except (SQLAlchemyError, UnicodeDecodeError) as error:  # a damaged file may hold text that is none
             raise _explained(error, self.where) from error
-        except DatabaseError as error:
+
+
+def _sqlite_url(path: Path, create: bool) -> sql.URL:
+    """A file that may not be written is opened as it lies, without the locks and side files of a living one."""
+    try:
+        if not create and not path.is_file():
+            raise StoreError(f"there is no results file at {path}: expected the {NAME} that edgejoule run writes")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        frozen = not create and not (os.access(path, os.W_OK) and os.access(path.parent, os.W_OK))
+        pending = path.with_name(path.name + "-wal")
+        if frozen and pending.exists() and pending.stat().st_size:
             raise StoreError(
-                f"{self.where} is not a results file, or refuses the change: {error.orig}; expected one that edgejoule run wrote"
-            ) from error
+                f"{path} may not be written, and its newest trials lie in {pending.name}: copy both into a folder of yours and read them there"
+            )
+    except OSError as error:
+        raise OutputError(f"cannot use {path} ({error.strerror}): choose another folder with --out") from error
+    if frozen:
+        return sql.URL.create("sqlite", database=f"file:{quote(str(path.resolve()))}", query={"immutable": "1", "uri": "true"})
+    return sql.URL.create("sqlite", database=str(path))
+
+
+def _shown(where: str | Path) -> str:
+    """A path or URL as it may be printed: without its password."""
+    try:
+        return sql.make_url(str(where)).render_as_string(hide_password=True) if "://" in str(where) else str(where)
+    except SQLAlchemyError:
+        return "the database URL"
 
 
 def _configure_sqlite(connection: Any, _record: object) -> None:
@@ -278,10 +292,17 @@ def _configure_sqlite(connection: Any, _record: object) -> None:
         connection.execute(f"PRAGMA {pragma}")
 
 
-def _prepare(connection: sql.Connection, where: str) -> None:
-    """Makes the tables of a new store, migrates an old one, refuses a newer one."""
+def _configure_reading(connection: Any, _record: object) -> None:
+    connection.isolation_level = None
+    connection.execute("PRAGMA busy_timeout=10000")  # and no other: a file that is not ours stays as it is
+
+
+def _prepare(connection: sql.Connection, where: str, create: bool) -> None:
+    """Makes the tables of a new store, migrates an old one, refuses a newer one, and an empty one that is only to be read."""
     existing = sql.inspect(connection).get_table_names()
     if "meta" not in existing:
+        if not existing and not create:
+            raise StoreError(f"{where} is empty: expected the {NAME} that edgejoule run writes")
         if existing:
             raise StoreError(f"{where} is a database of another program ({', '.join(existing[:3])}): choose another --out")
         _tables.create_all(connection)
@@ -316,15 +337,18 @@ def _refuse_changes(connection: sql.Connection, table: str) -> None:
         connection.execute(sql.text(f"{trigger} FOR EACH ROW EXECUTE FUNCTION {table}_append_only()"))
 
 
-def _explained(error: OperationalError, where: str) -> StoreError | OutputError:
-    text = str(error.orig).lower()
-    if "full" in text:
-        return OutputError(f"no space is left for {where}: free some and run again; what was stored is safe")
+def _explained(error: Exception, where: str) -> StoreError | OutputError:
+    said = " ".join(str(getattr(error, "orig", None) or error).split())[:200]
+    text = said.lower()
+    if "full" in text or "i/o error" in text:
+        return OutputError(f"no space is left for {where}, or its disk fails ({said}): free some and run again; what was stored is safe")
     if "readonly" in text or "read-only" in text or "unable to open" in text:
-        return OutputError(f"cannot write {where} ({error.orig}): choose a folder that you may write with --out")
-    if "locked" in text:
+        return OutputError(f"cannot write {where} ({said}): choose a folder that you may write with --out")
+    if "locked" in text or (isinstance(error, IntegrityError) and "unique" in text):
         return StoreError(f"{where} is in use by another run: wait for it, or choose another --out")
-    return StoreError(f"cannot use {where}: {error.orig}; is the database there, and may you use it?")
+    if isinstance(error, OperationalError) and "utf-8" not in text:
+        return StoreError(f"cannot use {where}: {said}; is the database there, and may you use it?")
+    return StoreError(f"{where} is not a results file, is damaged, or refuses the change ({said}): expected one that edgejoule run wrote")
 
 
 def _dump(record: Any) -> str:
@@ -332,7 +356,14 @@ def _dump(record: Any) -> str:
 
 
 def _load(cls: type[R], text: str) -> R:
-    return _decoded(cls, json.loads(text))
+    return _decoded(cls, _parsed(text, cls.__name__))
+
+
+def _parsed(text: str, name: str) -> dict[str, Any]:
+    try:
+        return dict(json.loads(text))
+    except (ValueError, TypeError) as error:
+        raise StoreError(f"a stored {name} is damaged ({error}): run the study into a new folder, or use a copy of the file") from error
 
 
 def _decoded(cls: type[R], value: Any) -> R:

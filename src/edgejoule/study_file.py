@@ -25,6 +25,9 @@ else:
     import tomli as tomllib
 
 T = TypeVar("T")
+METRICS = ("sam", "efficiency", "netscore", "energy", "latency", "accuracy")
+LARGEST = 1e300  # a larger number in a study is a slip, and would overflow what is computed from it
+MOST_THREADS = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +125,7 @@ def parse_study(text: str, path: str) -> Study:
     """The text of a study file -> Study. Raises StudyError naming ``path``, line and key."""
     try:
         raw = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # tomllib's own error is one, and Python's for a number of thousands of digits
         raise StudyError(f"{path}: {error}") from error
     except RecursionError as error:
         raise StudyError(f"{path}: the file is nested too deeply to be a study") from error
@@ -203,7 +206,9 @@ def _value(hint: Any, value: Any, error: Callable[[str], StudyError]) -> Any:
             raise error('expected a list of texts, as in ["a", "b"]')
         return tuple(value)
     kind = next(option for option in (*options, hint) if option is not type(None))
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+    if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        if not abs(value) <= LARGEST:
+            raise error(f"expected a finite number, found {str(value)[:20]}")
         return float(value)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise error(f"expected {kind.__name__}, found {value!r}")
@@ -217,8 +222,14 @@ def _check_values(study: Study, where: _Where) -> None:
         raise where.error("screen", "pool" if screen.pool else "models", 0, "give either pool or models")
     if not study.compile.backends:
         raise where.error("compile", "backends", 0, "name at least one backend")
-    if not re.fullmatch(r"[\w.-]+", study.study.name):
+    if not re.fullmatch(r"(?!\.+$)[\w.-]+", study.study.name):
         raise where.error("study", "name", 0, "expected letters, digits, '-', '_' and '.': it names a folder")
+    if not 0 <= study.study.seed < 2**32:
+        raise where.error("study", "seed", 0, "expected a whole number from 0 to 4294967295")
+    if study.rank.metric not in METRICS:
+        raise where.error("rank", "metric", 0, f"{study.rank.metric!r} is not one of {', '.join(METRICS)}")
+    if study.rank.a < 0 or study.rank.b <= 0:
+        raise where.error("rank", "a" if study.rank.a < 0 else "b", 0, "expected a of at least 0 and b above 0")
     for text in study.compile.backends:
         _spelling(text, partial(where.error, "compile", "backends", 0))
     for nth, plan in enumerate(study.measure):
@@ -235,8 +246,8 @@ def check_plan(plan: MeasurePlan, error: Callable[[str, str], StudyError]) -> No
         raise error("batch", "expected at least 1")
     if plan.scenario == "single_stream" and plan.batch != 1:
         raise error("batch", 'single_stream is one image at a time: use scenario "offline" for batches')
-    if plan.threads < 0:
-        raise error("threads", "expected 0 (all cores) or more")
+    if not 0 <= plan.threads <= MOST_THREADS:
+        raise error("threads", f"expected 0 (all cores) or at most {MOST_THREADS}")
 
 
 def with_measure(study: Study, meter: str | None = None, profile: str | None = None) -> Study:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
+import logging
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -125,10 +126,15 @@ def export_program(module: Any, shape: tuple[int, int, int, int], name: str, dty
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps a library's prints and warnings off stdout and stderr."""
-    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+    """Keeps a library's prints, warnings and logs off stdout and stderr: a failed export prints the whole graph there."""
+    before, sink = logging.root.manager.disable, io.StringIO()
+    with contextlib.redirect_stdout(sink), contextlib.redirect_stderr(sink), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        yield
+        logging.disable(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            logging.disable(before)
 
 
 def _onnx_program(program: Any) -> Any:

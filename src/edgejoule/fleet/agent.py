@@ -54,6 +54,7 @@ def main() -> int:
         die_with_parent()
         job = read_job(sys.stdin.read())
         os.environ.update(thread_limits(job.threads))
+        os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # NVML's own order: the meter must watch the GPU that computes
         with ExitStack() as opened:  # sessions are closed after the answer: a runtime that crashes while closing loses nothing
             answers.send(answer(job, answers, opened))
     except EdgejouleError as error:
@@ -88,7 +89,7 @@ def read_job(text: str) -> Job:
     """Raises AgentError where the text is not a job of this version."""
     try:
         return decode(Job, json.loads(text))
-    except ValueError as error:  # json's own error is one
+    except (ValueError, RecursionError) as error:  # json's own error is a ValueError
         raise AgentError(f"the worker was not given a job ({error}): are both sides of the same version of edgejoule?") from error
 
 

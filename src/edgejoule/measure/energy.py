@@ -23,6 +23,7 @@ PAD = 5.0  # averaging times on each side: an exponential filter has forgotten a
 FEWEST_UPDATES = 20
 FEWEST_READS = 5  # of a counter, within the window
 GAP = 5.0  # median periods
+STUCK = 10.0  # update times without a change
 IDLE_DRIFT_W, IDLE_DRIFT = 0.05, 0.03
 AMPLE = 100.0  # averaging times: a window this long needs no padding (bias <= 0.5 % boxcar, 1 % exponential)
 
@@ -47,6 +48,7 @@ class _Rail:
     idle_w: float | None
     before_w: float | None = None
     after_w: float | None = None
+    blur_w: float = 0.0  # by how much the two may differ because the sensor updates now and then
     caveats: tuple[Caveat, ...] = ()
 
 
@@ -88,7 +90,7 @@ def window_energy(traces: Sequence[Trace], window: Phase, before: Phase | None =
     rails = [_rail(trace, window, before, after) for trace in totals]
     doubts = [doubt for rail in rails for doubt in rail.caveats]
     gross, net, idle = _sum([r.energy_j for r in rails]), _sum([r.net_j for r in rails]), _sum([r.idle_w for r in rails])
-    doubts += _idle_drift(_sum([r.before_w for r in rails]), _sum([r.after_w for r in rails]))
+    doubts += _idle_drift(_sum([r.before_w for r in rails]), _sum([r.after_w for r in rails]), sum(r.blur_w for r in rails))
     if gross is not None and gross <= 0:
         doubts.append(caveat("negative_energy", f"{gross:.4g} J in {window.stop_s - window.start_s:.3g} s"))
         gross = net = None
@@ -123,7 +125,7 @@ def _rail(trace: Trace, window: Phase, before: Phase | None, after: Phase | None
         if gross is None and not unmeasured:
             doubts.append(caveat("trace_gap", f"{trace.rail}: the samples do not cover the window"))
         return _Rail(None, None, None, caveats=tuple(doubts))
-    return _Rail(gross, net, idle_w, before_w, after_w, tuple(doubts))
+    return _Rail(gross, net, idle_w, before_w, after_w, _idle_blur_w(trace, before, after, idle_w), tuple(doubts))
 
 
 def _check(trace: Trace, window: Phase) -> tuple[list[Caveat], bool]:
@@ -135,8 +137,9 @@ def _check(trace: Trace, window: Phase) -> tuple[list[Caveat], bool]:
     counter = trace.quantity == "energy_j"
     updates = _updates(held, duration, trace.averaging_s, counter)
     doubts: list[Caveat] = []
-    if _stuck(trace, times, values if not counter else held):
-        return [caveat("stuck_sensor", f"{trace.rail} read {values[-1]:g} {'J' if counter else 'W'} {len(values)} times")], True
+    frozen_s = _frozen_s(trace, times[inside], held) if counter else _unmoved_s(trace, times, values, window)
+    if frozen_s is not None:
+        return [caveat("stuck_sensor", f"{trace.rail} did not change for {frozen_s:.3g} s")], True
     around = (times >= window.start_s - pad_s(trace)) & (times <= window.stop_s + pad_s(trace))
     steps = np.diff(times[around])
     if len(steps) and (longest := float(np.max(steps))) > GAP * max(float(np.median(steps)), trace.period_s):
@@ -159,11 +162,30 @@ def _updates(held: Samples, duration_s: float, averaging_s: float, counter: bool
     return word if moves == len(held) - 1 and len(held) >= FEWEST_READS else float(moves)
 
 
-def _stuck(trace: Trace, times: Samples, values: Samples) -> bool:
-    """The same value throughout, for more than ten update times: of a counter in the window, of power over the whole trace."""
-    if len(values) < 10 or np.ptp(values) > 0:
-        return False
-    return trace.quantity == "energy_j" or float(times[-1] - times[0]) > 10 * max(trace.averaging_s, trace.period_s)
+def _frozen_s(trace: Trace, times: Samples, joules: Samples) -> float | None:
+    """How long a counter stood still, where that is ten times as long as it ever should: its own word, its polls, its median move."""
+    if len(joules) < STUCK:
+        return None
+    moves = np.flatnonzero(np.diff(joules))
+    still = times[np.append(moves, len(joules) - 1)] - times[np.append(0, moves + 1)]
+    longest = float(np.max(still))
+    usual = float(np.median(np.diff(times[moves]))) if len(moves) > 1 else 0.0
+    return longest if not len(moves) or longest > STUCK * max(trace.averaging_s, trace.period_s, usual) else None
+
+
+def _unmoved_s(trace: Trace, times: Samples, watts: Samples, window: Phase) -> float | None:
+    """How long power stayed the same, where it did so through the window and the sensor's memory before or after it.
+
+    A coarse sensor may well hold one value of a steady load, but not of the idle beside it too.
+    """
+    for start, stop in ((window.start_s - pad_s(trace), window.stop_s), (window.start_s, window.stop_s + pad_s(trace))):
+        seen = (times >= start) & (times <= stop)
+        if not np.any(seen) or np.ptp(watts[seen]) > 0:
+            continue
+        length = float(np.ptp(times[seen]))
+        if np.count_nonzero(seen) >= STUCK and length > STUCK * max(trace.averaging_s, trace.period_s):
+            return length
+    return None
 
 
 def _idle_w(trace: Trace, phase: Phase | None) -> float | None:
@@ -185,10 +207,18 @@ def _idle_at(at_s: float, before: Phase, after: Phase, before_w: float, after_w:
     return float(np.interp(at_s, [first, last], [before_w, after_w]))
 
 
-def _idle_drift(before_w: float | None, after_w: float | None) -> list[Caveat]:
+def _idle_blur_w(trace: Trace, before: Phase | None, after: Phase | None, idle_w: float | None) -> float:
+    """A counter that updates every u is off by up to u at each end of an idle phase: two of them differ by as much as 2 u / length."""
+    if trace.quantity != "energy_j" or before is None or after is None or idle_w is None:
+        return 0.0
+    lengths = [phase.stop_s - phase.start_s - PAD * trace.averaging_s for phase in (before, after)]
+    return 2 * trace.averaging_s / min(lengths) * abs(idle_w) if min(lengths) > 0 else 0.0
+
+
+def _idle_drift(before_w: float | None, after_w: float | None, blur_w: float = 0.0) -> list[Caveat]:
     if before_w is None or after_w is None:
         return []
-    allowed = max(IDLE_DRIFT * abs(before_w + after_w) / 2, IDLE_DRIFT_W)
+    allowed = max(IDLE_DRIFT * abs(before_w + after_w) / 2, IDLE_DRIFT_W, blur_w)
     if abs(after_w - before_w) <= allowed:
         return []
     return [caveat("idle_drift", f"{before_w:.3g} W before, {after_w:.3g} W after")]

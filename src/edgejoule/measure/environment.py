@@ -14,6 +14,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+from edgejoule.measure.gpu import first_visible
 from edgejoule.plain import digest
 from edgejoule.records import Device, Environment
 
@@ -96,7 +97,7 @@ def _memory_bytes(root: Path) -> int:
 
 
 def _accelerator(root: Path) -> str:
-    """The first NVIDIA GPU's name; NVML is asked only where the kernel's driver is loaded."""
+    """The name of the first NVIDIA GPU that CUDA sees; NVML is asked only where the kernel's driver is loaded."""
     if not (root / "proc/driver/nvidia/version").exists():
         return ""
     try:
@@ -105,7 +106,7 @@ def _accelerator(root: Path) -> str:
         return "NVIDIA"
     try:
         pynvml.nvmlInit()
-        name = pynvml.nvmlDeviceGetName(pynvml.nvmlDeviceGetHandleByIndex(0))
+        name = pynvml.nvmlDeviceGetName(first_visible(pynvml))
     except pynvml.NVMLError:
         return "NVIDIA"
     return name.decode() if isinstance(name, bytes) else str(name)
@@ -139,6 +140,12 @@ def _observed(root: Path) -> dict[str, str]:
         reading = _text(zone / "temp")
         if reading.lstrip("-").isdigit():
             seen[f"temperature_c.{_text(zone / 'type') or zone.name}"] = f"{int(reading) / 1000:.1f}"
+    cpufreq = root / "sys/devices/system/cpu/cpu0/cpufreq"
+    limits = _text(cpufreq / "scaling_min_freq"), _text(cpufreq / "scaling_max_freq")
+    if all(map(str.isdigit, limits)):
+        seen["clock_limits_mhz"] = " to ".join(f"{int(limit) / 1000:.0f}" for limit in limits)
+    if driver := _text(root / "proc/driver/nvidia/version").partition("\n")[0]:
+        seen["nvidia_driver"] = driver
     for file in sorted(root.glob("sys/devices/system/cpu/cpu[0-9]*/cpufreq/scaling_cur_freq"))[:16]:
         reading = _text(file)
         if reading.isdigit():

@@ -3,7 +3,7 @@
 Three figures must be told apart. The energy counter (millijoules since the driver was loaded, updates every 20-100 ms) is the best.
 Instantaneous power updates every 0.1 s (A100 and H100 observe 25 of every 100 ms: long windows only). ``power.draw`` is a mean
 over the last second from Ampere on (arXiv 2312.02741). ``source="auto"`` takes the counter where there is one, else power, instant
-before averaged. ``index`` is NVML's own, which CUDA_VISIBLE_DEVICES does not change.
+before averaged. ``index`` is NVML's own; without one it is the first GPU of CUDA_VISIBLE_DEVICES, where CUDA programs run.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from edgejoule.errors import MeterError
+from edgejoule.measure.gpu import first_visible
 from edgejoule.records import Grade
 
 UPDATE_S, MEAN_OVER_S = 0.1, 1.0
@@ -35,15 +36,18 @@ class _Open:
 
 @dataclass(frozen=True, slots=True)
 class Nvml:
-    """One GPU by NVML's ``index``; ``source``: auto, the energy counter, or power. Read every ``period_s`` seconds."""
+    """One GPU by NVML's ``index``, or the first that CUDA sees; ``source``: auto, the energy counter, or power.
 
-    index: int = 0
+    Read every ``period_s`` seconds.
+    """
+
+    index: int | None = None
     source: Literal["auto", "energy", "power"] = "auto"
     period_s: float = 0.05
     _opened: list[_Open] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if self.index < 0 or not self.period_s > 0:
+        if (self.index or 0) < 0 or not self.period_s > 0:
             raise ValueError("index must be at least 0 and period_s above 0")
 
     @property
@@ -80,7 +84,7 @@ class Nvml:
                 return {"gpu": _instant_mw(nvml, handle) / 1e3}
             return {"gpu": nvml.nvmlDeviceGetPowerUsage(handle) / 1e3}
         except nvml.NVMLError as error:
-            raise MeterError(f"GPU {self.index} could not be read ({error}): check it with nvidia-smi") from error
+            raise MeterError(f"{self._gpu} could not be read ({error}): check it with nvidia-smi") from error
 
     def doubts(self) -> dict[str, str]:
         """What the GPU says of its clocks now: throttled, or held by a power cap; empty where it does not say."""
@@ -93,6 +97,10 @@ class Nvml:
         found = {"throttled": f"GPU clock reasons {reasons & HOT:#x}"} if reasons & HOT else {}
         return found | ({"power_capped": "GPU software power cap"} if reasons & CAPPED else {})
 
+    @property
+    def _gpu(self) -> str:
+        return "the first GPU that CUDA sees" if self.index is None else f"GPU {self.index}"
+
     def _way(self) -> Way:
         """What is read; before NVML can be asked, what the source promises."""
         try:
@@ -104,9 +112,9 @@ class Nvml:
         if not self._opened:
             nvml = _library()
             try:
-                handle = nvml.nvmlDeviceGetHandleByIndex(self.index)
+                handle = first_visible(nvml) if self.index is None else nvml.nvmlDeviceGetHandleByIndex(self.index)
             except nvml.NVMLError as error:
-                raise MeterError(f"there is no GPU {self.index} ({error}): nvidia-smi -L lists those there are") from error
+                raise MeterError(f"{self._gpu} is not there ({error}): nvidia-smi -L lists those there are") from error
             self._opened.append(_Open(nvml, handle, self._choose(nvml, handle)))
         return self._opened[0]
 
@@ -114,13 +122,11 @@ class Nvml:
         if self.source != "power" and _answers(nvml, nvml.nvmlDeviceGetTotalEnergyConsumption, handle):
             return "energy"
         if self.source == "energy":
-            raise MeterError(f'GPU {self.index} has no energy counter (before Volta, or a virtual GPU): use nvml(source="power")')
+            raise MeterError(f'{self._gpu} has no energy counter (before Volta, or a virtual GPU): use nvml(source="power")')
         if _answers(nvml, _instant_mw, nvml, handle):
             return "instant"
         if not _answers(nvml, nvml.nvmlDeviceGetPowerUsage, handle):
-            raise MeterError(
-                f"GPU {self.index} does not report power or energy (a virtual GPU or a Jetson): use a whole GPU or another meter"
-            )
+            raise MeterError(f"{self._gpu} does not report power or energy (a virtual GPU or a Jetson): use a whole GPU or another meter")
         try:
             return "averaged" if nvml.nvmlDeviceGetArchitecture(handle) >= AMPERE else "usage"
         except (nvml.NVMLError, AttributeError):

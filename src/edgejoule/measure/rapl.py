@@ -4,7 +4,8 @@ Only package domains make the total. ``core`` and ``uncore`` are parts of the pa
 same package twice: adding any of them counts twice. ``dram`` lies outside the package, but exists on some machines only: it is
 recorded as a rail of its own and left out of the total, so that the scope means the same everywhere. Some AMD processors show one
 counter once per die: mirrors are dropped. Counters wrap at ``max_energy_range_uj`` and are unwrapped here; two wraps between
-two reads cannot be seen, so a gap that would allow them is an error. A failed read is an error, never a fake wrap.
+two reads cannot be seen: after a gap that would allow them every read is an error. A failed read is an error, never a fake wrap; one of
+a rail beside the total leaves a hole in that rail only.
 """
 
 from __future__ import annotations
@@ -81,23 +82,28 @@ class Rapl:
         if not self._domains:
             self._domains.extend(_discover(Path(self.root)))
         # All are read before any is kept: a failure half-way must not leave some counters ahead of the others.
-        now = time.perf_counter()
-        raw = {domain.rail: _microjoules(domain) for domain in self._domains}
-        gap = now - self._read_at.get("last", now)
-        shortest = min(domain.range_uj for domain in self._domains) / 1e6 / MOST_W
+        now, raw = time.perf_counter(), dict[Domain, int]()
         for domain in self._domains:
-            before = self._last.get(domain.rail, raw[domain.rail])
-            step = raw[domain.rail] - before
-            self._last[domain.rail] = raw[domain.rail]
+            try:
+                raw[domain] = self._checked(domain, now)
+            except MeterError:
+                if self.total(domain.rail):
+                    raise
+        for domain, microjoules in raw.items():
+            step = microjoules - self._last.get(domain.rail, microjoules)
+            self._last[domain.rail], self._read_at[domain.rail] = microjoules, now
             self._sum[domain.rail] = self._sum.get(domain.rail, 0) + (step if step >= 0 else step + domain.range_uj)
-        self._read_at["last"] = now
-        if gap > shortest:
+        return {domain.rail: self._sum[domain.rail] / 1e6 for domain in raw}
+
+    def _checked(self, domain: Domain, now: float) -> int:
+        gap = now - self._read_at.get(domain.rail, now)
+        if gap > domain.range_uj / 1e6 / MOST_W:
             raise MeterError(f"RAPL was not read for {gap:.0f} s, in which a counter may have wrapped twice: read it more often")
-        return {rail: microjoules / 1e6 for rail, microjoules in self._sum.items()}
+        return _microjoules(domain)
 
 
 def _discover(root: Path) -> list[Domain]:
-    """The packages (mirrors and the mmio tree dropped), psys, and what lies below them."""
+    """The packages (mirrors and the mmio tree dropped); psys and what lies below the packages, where they can be read."""
     if not root.is_dir():
         raise MeterError(f"no RAPL counters: {root} is not there (Linux on an Intel or AMD processor is needed, and not a virtual machine)")
     packages: dict[str, Path] = {}
@@ -115,8 +121,19 @@ def _discover(root: Path) -> list[Domain]:
     for domain in (_domain(name, folder) for name, folder in packages.items()):
         if not any(_mirrors(first, domain) for first in kept):
             kept.append(domain)
-    parts = [_domain(f"{d.rail}/{_name(part)}", part) for d in kept for part in sorted(d.folder.glob("intel-rapl:*:*"))]
-    return kept + parts + [_domain(name, folder) for name, folder in others.items()]
+    beside = [(f"{d.rail}/{_name(part)}", part) for d in kept for part in sorted(d.folder.glob("intel-rapl:*:*"))]
+    found = [_readable(rail, folder) for rail, folder in (*beside, *others.items())]
+    return kept + [domain for domain in found if domain is not None]
+
+
+def _readable(rail: str, folder: Path) -> Domain | None:
+    """A domain beside the total, which the total does not wait for; None where it cannot be read."""
+    try:
+        domain = _domain(rail, folder)
+        _microjoules(domain)
+    except MeterError:
+        return None
+    return domain
 
 
 def _mirrors(first: Domain, second: Domain) -> bool:

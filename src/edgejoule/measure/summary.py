@@ -28,7 +28,7 @@ EXCUSED = ("no_meter",)  # said by the trial and again by the energy: once is en
 
 @dataclass(frozen=True, slots=True)
 class _Energies:
-    """Over repeats, per image; None where any repeat's could not be measured."""
+    """Over the repeats that were measured, per image; None where none was."""
 
     energy_j: Interval | None
     net_energy_j: Interval | None

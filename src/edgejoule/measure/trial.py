@@ -25,7 +25,7 @@ from edgejoule import data
 from edgejoule.caveats import caveat
 from edgejoule.errors import ArtifactError, EdgejouleError, MeterError, SpecError
 from edgejoule.measure import conditions, memory
-from edgejoule.measure.energy import PAD
+from edgejoule.measure.energy import FEWEST_UPDATES, PAD
 from edgejoule.measure.environment import environment
 from edgejoule.measure.temperature import LOOK_BACK_S, Heat
 from edgejoule.measure.warmup import Warmed, warm_up
@@ -36,6 +36,7 @@ from edgejoule.seams import Meter, Session
 Normalise = Callable[[npt.NDArray[np.uint8], Preprocessing], npt.NDArray[np.float32]]
 PhaseName = Literal["load", "first", "warmup", "idle_before", "window", "idle_after"]
 MOST_EXPECTED = 10_000_000  # stamps allocated beforehand: 80 MB
+ENOUGH_UPDATES = 1.25 * FEWEST_UPDATES  # sensors update a little more slowly than they claim
 
 
 @dataclass(frozen=True)
@@ -170,10 +171,13 @@ def _idle_window_idle(
 
 
 def window_size(protocol: Protocol, batch: int, averaging_s: float = 0.0) -> tuple[float, int]:
-    """How long a window lasts, in seconds, and its least number of inferences: by count where the protocol fixes the images."""
+    """How long a window lasts, in seconds, and its least number of inferences: by count where the protocol fixes the images.
+
+    A window by time is never shorter than the sensor needs: the energy of fewer updates would be thrown away.
+    """
     if protocol.images is not None:
         return 0.0, math.ceil(protocol.images / batch)
-    return max(protocol.window_s, protocol.sensor_windows * averaging_s), protocol.window_inferences
+    return max(protocol.window_s, max(protocol.sensor_windows, ENOUGH_UPDATES) * averaging_s), protocol.window_inferences
 
 
 def _check(job: Job, artifact: Artifact) -> Protocol:

@@ -38,8 +38,8 @@ class CustomModel:
             options["num_classes"] = num_classes
         try:
             module = function(**options)
-        except Exception as error:  # the user's own code may raise anything: name it and go on with the other models
-            raise ModelError(f"{self.target} raised {type(error).__name__}: {error}; expected it to return an nn.Module") from error
+        except (Exception, SystemExit) as error:  # the user's own code may raise anything: name it and go on with the other models
+            raise ModelError(f"{self.target} raised {_said(error)}; expected it to return an nn.Module") from error
         if not isinstance(module, torch.nn.Module):
             raise ModelError(f"{self.target} returned {type(module).__name__}, expected an nn.Module")
         return module
@@ -70,12 +70,16 @@ class CustomModel:
             raise SpecError(f"cannot import {module_name!r} of {self.target!r} ({error}): expected a module on the Python path") from error
         except AttributeError as error:
             raise SpecError(f"{module_name!r} has no {function_name!r}: expected a function that returns an nn.Module") from error
-        except Exception as error:  # importing runs the user's code too
-            raise ModelError(f"importing {module_name!r} raised {type(error).__name__}: {error}; mend it and try again") from error
+        except (Exception, SystemExit) as error:  # importing runs the user's code too
+            raise ModelError(f"importing {module_name!r} raised {_said(error)}; mend it and try again") from error
         if not callable(found):
             raise SpecError(f"{self.target!r} is a {type(found).__name__}, expected a function that returns an nn.Module")
         function: Callable[..., Any] = found
         return function
+
+
+def _said(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def _parameters(function: Callable[..., Any]) -> Callable[[str], bool]:

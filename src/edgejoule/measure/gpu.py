@@ -1,0 +1,31 @@
+"""Which NVIDIA GPU is meant where nobody names one: the first that CUDA programs see. Asks NVML, which the caller has started.
+
+NVML counts by PCI bus and does not know CUDA_VISIBLE_DEVICES; CUDA counts by PCI bus where CUDA_DEVICE_ORDER is PCI_BUS_ID, which
+the worker sees to. Standard library only.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+
+def first_visible(nvml: Any) -> Any:
+    """NVML's handle of the first GPU in CUDA_VISIBLE_DEVICES (a number, or a UUID that may be cut short), else of GPU 0.
+
+    Raises NVMLError where there is no such GPU.
+    """
+    first = os.environ.get("CUDA_VISIBLE_DEVICES", "").partition(",")[0].strip()
+    if not first.startswith("GPU-"):
+        # A MIG slice has no energy of its own, and NVML says so of its handle.
+        return nvml.nvmlDeviceGetHandleByUUID(first) if first.startswith("MIG-") else nvml.nvmlDeviceGetHandleByIndex(_number(first))
+    for index in range(nvml.nvmlDeviceGetCount()):
+        handle = nvml.nvmlDeviceGetHandleByIndex(index)
+        uuid = nvml.nvmlDeviceGetUUID(handle)
+        if (uuid.decode() if isinstance(uuid, bytes) else uuid).startswith(first):
+            return handle
+    return nvml.nvmlDeviceGetHandleByUUID(first)
+
+
+def _number(text: str) -> int:
+    return int(text) if text.isdigit() else 0
