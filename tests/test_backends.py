@@ -12,6 +12,7 @@ import pytest
 
 from edgejoule import registry
 from edgejoule.compile.cpu import has_bf16
+from edgejoule.compile.eager import Eager
 from edgejoule.compile.export import TorchExport
 from edgejoule.compile.onnxruntime import OnnxRuntime
 from edgejoule.compile.reasons import LONGEST, reason
@@ -145,6 +146,24 @@ def test_onnxruntime_never_falls_back(compiled: Any, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(OnnxRuntime, "probe", lambda self: None)
     with pytest.raises(BackendError, match="fell back to CPUExecutionProvider"):
         backend.load(in_folder(compiled("onnxruntime")), threads=1)
+
+
+def test_eager_never_falls_back(compiled: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    backend = registry.create("backend", 'eager(device="cuda")')
+    if backend.probe() is None:
+        pytest.skip("this machine has a CUDA GPU")
+    assert "sees no CUDA GPU" in backend.probe()
+    monkeypatch.setattr(Eager, "probe", lambda self: None)
+    with pytest.raises(BackendError, match=r"cannot put .* on cuda"):
+        backend.load(in_folder(compiled("eager")), threads=1)
+    monkeypatch.undo()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "an old GPU")
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    assert registry.create("backend", 'eager(device="cuda", precision="bf16")').probe().startswith("an old GPU has no bfloat16")
+    assert backend.probe() is None
 
 
 def test_an_onnx_file_of_others_is_not_believed(exports: Any, tmp_path: Path) -> None:

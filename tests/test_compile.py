@@ -267,6 +267,9 @@ def test_doubts_become_caveats(crops: Path, tmp_path: Path) -> None:
     )
     made = make(crops, tmp_path / "a", outputs=other, of=variant(weights="pretrained"))
     assert {caveat.code for caveat in made.caveats} == {"precision_differs", "parity_low"}
+    amplified = answer(logits=lambda o: floats(1.002 * value for value in o.logits))
+    made = make(crops, tmp_path / "c", outputs=amplified, of=variant(weights="pretrained"))
+    assert made.caveats == (), "a network that amplifies rounding is called broken"
     blind = linear()
     for parameter in blind.parameters():
         parameter.data.zero_()

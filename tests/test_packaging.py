@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import json
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -124,7 +125,11 @@ def test_the_worker_needs_numpy_and_one_runtime(tmp_path: Path) -> None:
 @pytest.mark.study
 def test_the_wheel_in_an_empty_environment(tmp_path: Path) -> None:
     """Needs a package index."""
-    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(tmp_path), str(ROOT)]
+    project = tmp_path / "project"  # a copy, because setuptools builds in place and would pack what it once built
+    shutil.copytree(ROOT / "src", project / "src", ignore=shutil.ignore_patterns("*.egg-info", "__pycache__"))
+    for name in ("pyproject.toml", "README.md"):
+        shutil.copy(ROOT / name, project)
+    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(tmp_path), str(project)]
     subprocess.run(pip, check=True)
     (wheel,) = tmp_path.glob("edgejoule-*.whl")
     subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True)

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgejoule import __version__
-from edgejoule.caveats import caveat
 from edgejoule.catalog import find_model
+from edgejoule.caveats import caveat
 from edgejoule.errors import EdgejouleError, RankError
 from edgejoule.records import Accuracy, Failure, Measurement, ModelSpec, Ranking, Screened, Trial
 from edgejoule.study_file import RankPlan, parse_study
@@ -96,7 +96,7 @@ def rank_source(source: Path | str, plan: RankPlan, sensitive: bool = False) -> 
             groups = _groups(store, measurements(store))
         options["baseline"] = _named(plan.baseline)
         if not groups:
-            raise RankError(f"{source} holds no measurement with energy: run a study into it first")
+            raise RankError(f"{source} holds no measurement with energy: run a study into it, with a meter that edgejoule doctor lists")
         # Models whose accuracy nobody knows stand in a group of their own, which has no order by SAM to test.
         known = [rows for rows in groups.values() if any(entry.top1_pct for entry in rows)] or list(groups.values())
         return rank_groups(groups, **options), tuple(sensitivity(rows, a=plan.a, b=plan.b) for rows in known if sensitive)

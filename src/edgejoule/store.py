@@ -244,8 +244,7 @@ class Store:
             traces = connection.execute(sql.select(_traces).where(_traces.c.trial == key).order_by(_traces.c.position)).all()
         record = _parsed(row.record, "Trial") | {"latencies_s": encode(_samples(row.latencies, key))}
         record["traces"] = [
-            _parsed(trace.record, "Trace")
-            | {"times_s": encode(_samples(trace.times, key)), "values": encode(_samples(trace.samples, key))}
+            _parsed(trace.record, "Trace") | {"times_s": encode(_samples(trace.times, key)), "values": encode(_samples(trace.samples, key))}
             for trace in traces
         ]
         return _decoded(Trial, record)
@@ -269,7 +268,7 @@ def _sqlite_url(path: Path, create: bool) -> sql.URL:
         pending = path.with_name(path.name + "-wal")
         if frozen and pending.exists() and pending.stat().st_size:
             raise StoreError(
-                f"{path} may not be written, and its newest trials lie in {pending.name}: copy both into a folder of yours and read them there"
+                f"{path} may not be written, and its newest trials lie in {pending.name}: read copies of both in a folder of yours"
             )
     except OSError as error:
         raise OutputError(f"cannot use {path} ({error.strerror}): choose another folder with --out") from error

@@ -28,8 +28,9 @@ BUILD_VERSION = 1  # raise it when this package compiles the same inputs to anot
 PARITY_IMAGES = 8
 TINY = 1e-12  # stands in for the norm of a vanishing reference, so that its relative error stays a number
 BLIND_RMS = 1e-3
-# largest relative error and least top-1 agreement that rounding explains; any other precision: gross errors only
-EXPLAINED = {"fp32": (1e-3, 1.0), "bf16": (5e-2, 0.75), "fp16": (5e-2, 0.75)}
+# Largest relative error and least top-1 agreement that rounding explains; any other precision: gross errors only. Over 20 catalog
+# networks with random weights, fp32 stayed below 1.2e-3 (levit_128s, which amplifies noise) and bfloat16 above 7e-3.
+EXPLAINED = {"fp32": (3e-3, 1.0), "bf16": (5e-2, 0.75), "fp16": (5e-2, 0.75)}
 GROSS = (0.5, 0.5)
 
 RunOutputs = Callable[[Path, Path, int], Outputs]  # (artifact folder, images .npy, threads): in a fresh process

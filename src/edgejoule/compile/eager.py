@@ -34,7 +34,7 @@ class Eager:
         if importlib.util.find_spec("torch") is None:
             return "torch is not installed: pip install 'edgejoule[host]'"
         if self.device == "cuda":
-            return _probe_cuda()
+            return _probe_cuda(self.precision)
         if self.precision == "bf16" and has_bf16() is False:
             return "this processor has no bfloat16 instructions (avx512_bf16, amx_bf16 or arm bf16): use precision='fp32'"
         return None
@@ -85,14 +85,17 @@ class EagerSession:
         try:
             with quiet():
                 program = torch.export.load(path)
-                if device == "cuda":
-                    program = move_to_device_pass(program, "cuda")
-                # torch's own guards re-check on every call what infer checks once and faster
-                self._module: Any = program.module(check_guards=False)
         except Exception as error:
             raise ArtifactError(
                 f"{path} is not a program that torch {torch.__version__} can load ({reason(error)}): compile again"
             ) from error
+        try:
+            if device == "cuda":
+                program = move_to_device_pass(program, "cuda")
+            # torch's own guards re-check on every call what infer checks once and faster
+            self._module: Any = program.module(check_guards=False)
+        except Exception as error:
+            raise BackendError(f"torch cannot put {path} on {device} ({reason(error)}): free some memory or use another device") from error
         entry, leave = _ends(program)
         self._shape, self._dtype = tuple(entry.shape), entry.dtype
         self._info = SessionInfo(
@@ -147,13 +150,15 @@ def _bf16_program(module: Any, shape: tuple[int, int, int, int]) -> Any:
     return export_program(twin, shape, "the network in bfloat16", torch.bfloat16)
 
 
-def _probe_cuda() -> str | None:
+def _probe_cuda(precision: str) -> str | None:
     try:
         import torch
     except (ImportError, OSError) as error:
         return f"torch cannot be imported ({reason(error)}): install it again"
     if not torch.cuda.is_available():
         return "torch sees no CUDA GPU: install a CUDA build of torch and NVIDIA's driver, or use device='cpu'"
+    if precision == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        return f"{torch.cuda.get_device_name()} has no bfloat16 instructions (Ampere and newer have): use precision='fp32'"
     return None
 
 
