@@ -70,8 +70,8 @@ def _spelled(text: str, allow_code: bool) -> ModelSpec:
         spec: ModelSpec = leaf.spec()
     except EdgejouleError:
         raise
-    except AttributeError as error:
-        raise SpecError(f"the model {call} cannot describe itself: its leaf needs spec() -> ModelSpec") from error
+    except Exception as error:  # a third party's code may raise anything
+        raise SpecError(f"the model {call} cannot describe itself ({error}): its leaf needs spec() -> ModelSpec") from error
     return _builders().get(registry.canonical(spec.builder), spec)  # timm completes a name without a tag
 
 

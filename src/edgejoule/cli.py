@@ -73,7 +73,8 @@ def run(
     else:
         _print(text.rankings(outcome.rankings) + text.failures(outcome.failures))
         _print(f"\nresults  {outcome.store}\nreport   {outcome.report}\n")
-        _print(f"Next: open {outcome.report} in a browser; edgejoule rank {outcome.store} --sensitivity; edgejoule run e3p_vit")
+        test = f"edgejoule rank {outcome.store} --sensitivity; " if any(found.rows[0].sam for found in outcome.rankings) else ""
+        _print(f"Next: open {outcome.report} in a browser; {test}edgejoule run e3p_vit")
 
 
 @zoo_app.command("list")
@@ -181,7 +182,7 @@ def compile_(
 @app.command()
 def measure(
     target: Annotated[str, typer.Argument(metavar="MODEL_OR_ARTIFACT", help="A model, or a folder that edgejoule compile made.")],
-    backend: Annotated[str, typer.Option(help="The backend to compile a model for.")] = "onnxruntime",
+    backend: Annotated[str | None, typer.Option(help="The backend to compile a model for. Default: onnxruntime.")] = None,
     meter: Meter = "auto",
     profile: Annotated[str, typer.Option(help="quick, standard, publish, paper, or standard(window_s=5).")] = "standard",
     scenario: Annotated[str, typer.Option(help="single_stream (latency) or offline (throughput).")] = "single_stream",
@@ -200,13 +201,14 @@ def measure(
     from edgejoule.study import check_writable, measure_one
 
     plan = _plan(profile=profile, scenario=scenario, batch=batch, meter=meter, threads=threads, images=images)
-    stages.check(plan, [backend])
+    wanted = backend or "onnxruntime"
+    stages.check(plan, [wanted])
     if out is not None:
         check_writable(out)
     with Progress("every finished trial is stored" if out else "without --out no trial is kept") as progress:
         bench = _bench(cache, progress)
         folder = Path(target)
-        artifact = stages.open_artifact(folder, plan) if folder.is_dir() else _compile(target, [backend], plan, weights, bench)[0]
+        artifact = stages.open_artifact(folder, plan, backend) if folder.is_dir() else _compile(target, [wanted], plan, weights, bench)[0]
         found = measure_one(artifact, plan, out, bench, _command())
     if as_json:
         _print_json(encode(found))

@@ -174,4 +174,5 @@ def _groups(store: Store, found: tuple[Measurement, ...]) -> Any:
     from edgejoule.rank.groups import entries_from_measurements
 
     plain = {a.variant.spec.name: a.variant.spec.plain for a in store.artifacts().values() if a.variant.spec.plain}
-    return entries_from_measurements(found, store.screened(), plain)
+    groups = entries_from_measurements(found, store.screened(), plain)
+    return dict(sorted(groups.items(), key=lambda group: not group[0].dataset))  # those of unknown accuracy last

@@ -89,7 +89,11 @@ def cores(threads: int) -> int:
 def candidates(plan: ScreenPlan, allow_code: bool = False) -> tuple[ModelSpec, ...]:
     """The models that a study names, each once whatever its spellings. Raises UnknownNameError with the nearest names."""
     specs = pool(plan.pool) if plan.pool else [find_model(name, allow_code=allow_code) for name in plan.models]
-    return tuple({spec.name: spec for spec in specs}.values())
+    named: dict[str, ModelSpec] = {}
+    for spec in specs:
+        if (other := named.setdefault(spec.name, spec)).builder != spec.builder:
+            raise SpecError(f"{other.builder} and {spec.builder} are both called {spec.name}: let spec() name them apart")
+    return tuple(named.values())
 
 
 def screen_models(specs: Sequence[ModelSpec], plan: ScreenPlan, bench: Bench) -> tuple[Screened, ...]:
@@ -336,8 +340,8 @@ def _folder(path: Path) -> Path:
 # ---------------------------------------------------------------- single artifacts, and what is there to work with
 
 
-def open_artifact(folder: Path, plan: MeasurePlan) -> Artifact:
-    """An artifact from its folder, hashes checked. Raises ArtifactError, also where it was compiled for another batch."""
+def open_artifact(folder: Path, plan: MeasurePlan, backend: str | None = None) -> Artifact:
+    """An artifact from its folder, hashes checked. Raises ArtifactError, also where it was compiled for another batch or backend."""
     from edgejoule import manifest
 
     artifact = manifest.read(folder.absolute())
@@ -345,6 +349,8 @@ def open_artifact(folder: Path, plan: MeasurePlan) -> Artifact:
         raise ArtifactError(
             f"{folder} was compiled for batches of {artifact.batch}, not of {plan.batch}: say --batch {artifact.batch}, or compile again"
         )
+    if backend is not None and registry.canonical(backend) != artifact.backend:
+        raise ArtifactError(f"{folder} was compiled for {artifact.backend}, not for {backend}: leave --backend out, or compile again")
     return artifact
 
 

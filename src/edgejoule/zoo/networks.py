@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from edgejoule import data, registry
-from edgejoule.errors import ModelError
+from edgejoule.errors import EdgejouleError, ModelError
 from edgejoule.plain import digest
 from edgejoule.records import ModelSpec, Variant
 from edgejoule.zoo import live
@@ -47,7 +47,7 @@ def identify(spec: ModelSpec, seed: int = 0, weights: str = "auto") -> Variant:
         return Variant(spec, "file", _weights.remember(weights), seed=seed)
     if not isinstance(leaf, TimmModel):
         with _seeded(seed):
-            module = leaf.build(num_classes=spec.num_classes)
+            module = _made(leaf, spec)
         return Variant(spec, "file", STATE + _weights.state_sha256(module), seed=seed)
     found = _weights.find_pretrained(leaf.config())
     if found is not None:
@@ -67,13 +67,13 @@ def build(variant: Variant) -> torch.nn.Module:
     module: torch.nn.Module
     with _seeded(_own_seed(variant)):
         if variant.weights == "random":
-            module = leaf.build(num_classes=spec.num_classes)
+            module = _made(leaf, spec)
             crops = data.crops(live.PHOTOS, spec.preprocessing)
             images = torch.from_numpy(data.normalise(crops, spec.preprocessing))  # (N, C, H, W)
             module = module.float().cpu()
             live.enliven(module, images, _own_seed(variant))
         elif variant.weights_id.startswith(STATE):
-            module = leaf.build(num_classes=spec.num_classes)
+            module = _made(leaf, spec)
             if STATE + _weights.state_sha256(module) != variant.weights_id:
                 raise ModelError(f"{spec.name} came with other weights than before: identify it again, or make its function repeatable")
         else:
@@ -94,10 +94,21 @@ def build_meta(spec: ModelSpec) -> torch.nn.Module:
     leaf = registry.create("model", spec.builder)
     try:
         with torch.device("meta"):
-            module: torch.nn.Module = leaf.build(num_classes=spec.num_classes)
+            module = _made(leaf, spec)
     except ModelError:
-        module = leaf.build(num_classes=spec.num_classes)
+        module = _made(leaf, spec)
     return module.eval()
+
+
+def _made(leaf: Any, spec: ModelSpec) -> torch.nn.Module:
+    """The module of a leaf; what a third party's leaf raises becomes a ModelError, so that other models go on."""
+    try:
+        module: torch.nn.Module = leaf.build(num_classes=spec.num_classes)
+    except EdgejouleError:
+        raise
+    except Exception as error:
+        raise ModelError(f"{spec.builder} raised {type(error).__name__}: {' '.join(str(error).split())}; mend its build()") from error
+    return module
 
 
 def _file(variant: Variant, leaf: Any) -> Path:
@@ -122,7 +133,7 @@ def _load(leaf: Any, spec: ModelSpec, path: Path) -> torch.nn.Module:
         if classes != spec.num_classes and _classes_of(leaf, state) == spec.num_classes:
             overlay["num_classes"] = spec.num_classes  # a fine-tuned file: its head fits, and must not be thrown away
         return leaf.build(spec.num_classes, pretrained=True, pretrained_cfg_overlay=overlay)
-    module: torch.nn.Module = leaf.build(num_classes=spec.num_classes)
+    module = _made(leaf, spec)
     try:
         module.load_state_dict(state)
     except RuntimeError as error:
