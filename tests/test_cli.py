@@ -99,6 +99,15 @@ def test_doctor_says_what_is_missing() -> None:
         (("measure", "vit_small", "--batch", "4"), "offline"),
         (("measure", "vit_small", "--images", "folder(path='/nowhere')"), "/nowhere"),
         (("compile", "no_such_module:thing"), "no_such_module"),
+        (("rank", "t.csv", "--a", "nan", "--json"), "--a: expected a finite number"),
+        (("screen", "--min-top1-pct", "nan"), "--min-top1-pct: expected a finite number"),
+        (("measure", "vit_small", "--threads", "100000"), "--threads"),
+        (("measure", "m" * 300, "--json"), "name too long"),
+        (("report", "m" * 300), "name too long"),
+        (("report", "postgresql+psycopg://somebody:secret@127.0.0.1:1/none"), "somebody:***@"),
+        (("rank", "postgresql+psycopg://somebody:secret@127.0.0.1:1/none"), "somebody:***@"),
+        (("compile", "vit_small", "--out", "."), "there already"),
+        (("measure", "vit_small", "--meter", "none(x=1)"), "takes no options"),
     ],
 )
 def test_a_users_error_is_one_sentence(args: tuple[str, ...], said: str, tmp_path: Path) -> None:
@@ -119,3 +128,33 @@ def test_a_study_cannot_name_code(tmp_path: Path) -> None:
 def test_an_output_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     assert "--out" in refused("run", "quickstart", "--out", str(tmp_path / "file" / "sub"))
+
+
+MODELS = """
+import sys
+from torch import nn
+
+class Tiny(nn.Sequential):
+    num_classes = 4
+
+def loud():
+    print("a model that prints")
+    return Tiny(nn.Conv2d(3, 4, 16, 16), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+def leaves():
+    sys.exit(3)
+"""
+
+
+def test_a_users_model_may_print_and_may_not_end_the_program(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(MODELS)
+    done = edgejoule("zoo", "show", "mine:loud", "--json", cwd=tmp_path)
+    assert json.loads(done.stdout)["name"] == "mine:loud"
+    assert "a model that prints" in done.stderr
+    assert "SystemExit" in refused("zoo", "show", "mine:leaves", cwd=tmp_path)
+
+
+def test_reading_an_empty_file_leaves_it_empty(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").touch()
+    assert "empty" in refused("report", "t.csv", cwd=tmp_path)
+    assert (tmp_path / "t.csv").read_bytes() == b"" and len(list(tmp_path.iterdir())) == 1

@@ -42,7 +42,7 @@ def test_trials_are_append_only(tmp_path: Path) -> None:
         run = store.begin_run("s", "", "", "0")
         store.add_artifact(artifact())
         store.add_trial(run, trial("k0"))
-        with pytest.raises(StoreError):
+        with pytest.raises(StoreError, match="in use by another run"):  # that is how the same key comes twice
             store.add_trial(run, trial("k0"))
     connection = sqlite3.connect(tmp_path / "r.sqlite")
     for change in ("UPDATE trials SET repeat = 9", "DELETE FROM trials", "DELETE FROM traces"):
@@ -109,6 +109,60 @@ def test_a_missing_store_is_said_and_not_made(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="no results file"):
         Store.open(tmp_path / "none.sqlite", create=False)
     assert not list(tmp_path.iterdir())
+
+
+def test_reading_changes_no_file(tmp_path: Path) -> None:
+    empty, foreign = tmp_path / "table.csv", tmp_path / "customers.sqlite"
+    empty.touch()
+    connection = sqlite3.connect(foreign)
+    connection.execute("CREATE TABLE customers (id)")
+    connection.commit()
+    connection.close()
+    before = foreign.read_bytes()
+    with pytest.raises(StoreError, match="is empty"):
+        Store.open(empty, create=False)
+    with pytest.raises(StoreError, match="another program"):
+        Store.open(foreign, create=False)
+    assert empty.read_bytes() == b"" and foreign.read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["what?mode=ro", "100%20 #1", "file:x"])
+def test_a_folder_may_have_any_name(tmp_path: Path, name: str) -> None:
+    Store.open(tmp_path / name / "r.sqlite").close()
+    assert (tmp_path / name / "r.sqlite").is_file()
+    Store.open(tmp_path / name / "r.sqlite", create=False).close()
+
+
+def test_damaged_rows_are_one_sentence(tmp_path: Path) -> None:
+    for damage in ("record = substr(record, 1, 100)", "record = '[1]'", "record = CAST(x'ff00ff' AS TEXT)"):
+        path = tmp_path / f"{abs(hash(damage))}.sqlite"
+        with Store.open(path) as store:
+            store.begin_run("s", "", "", "0")
+            store.add_artifact(artifact())
+        connection = sqlite3.connect(path)
+        connection.execute(f"UPDATE artifacts SET {damage}")
+        connection.commit()
+        connection.close()
+        with Store.open(path, create=False) as store, pytest.raises(StoreError, match="damaged"):
+            store.artifacts()
+
+
+def test_a_password_is_not_printed() -> None:
+    with pytest.raises(StoreError) as caught:
+        Store.open("postgresql+psycopg://somebody:secret@127.0.0.1:1/none")
+    assert "secret" not in str(caught.value) and "somebody" in str(caught.value)
+
+
+def test_what_a_killed_run_left_is_not_overlooked_in_a_folder_that_may_only_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "r.sqlite"
+    script = "import os, sys; from edgejoule.store import Store; Store.open(sys.argv[1]).begin_run('s', '', '', '0'); os._exit(1)"
+    subprocess.run([sys.executable, "-c", script, str(path)], check=False)
+    assert (tmp_path / "r.sqlite-wal").stat().st_size
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(StoreError, match=r"newest trials lie in r\.sqlite-wal"):
+        Store.open(path, create=False)
 
 
 def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path: Path) -> None:

@@ -8,16 +8,20 @@ import sqlite3
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from edgejoule.catalog import find_model
+from edgejoule.errors import ArtifactError, SpecError
 from edgejoule.records import Artifact
-from edgejoule.stages import Bench, Event
+from edgejoule.stages import Bench, Event, candidates, open_artifact
 from edgejoule.store import Store
 from edgejoule.study import run_study
-from edgejoule.study_file import load_study, parse_study
+from edgejoule.study_file import MeasurePlan, ScreenPlan, load_study, parse_study
+from tests.fakes.artifacts import odd_artifact
 
 SMOKE = load_study("smoke")
 
@@ -121,6 +125,41 @@ def test_killed_at_any_point_it_loses_at_most_the_trial_in_flight(tmp_path: Path
     assert len(outcome.measurements) == 3
     assert (out / "report.html").exists()
     assert not list(cache.glob("export-*")), "scratch folders of killed runs stay behind"
+
+
+def test_ctrl_c_says_one_sentence_and_leaves_no_worker(finished: Path, cache: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "edgejoule", "run", "smoke", "--out", str(tmp_path), "--cache", str(cache)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("measure"):
+            time.sleep(0.5)
+            break
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    workers = children.read_text().split() if children.exists() else []
+    process.send_signal(signal.SIGINT)
+    out, said = process.communicate(timeout=60)
+    assert process.returncode == 130 and out == "" and "Traceback" not in said
+    assert said.strip().splitlines()[-1] == "stopped; every finished trial is stored: run the same command again to go on"
+    assert not [worker for worker in workers if Path("/proc", worker).exists()]
+
+
+def test_a_model_named_twice_is_measured_once() -> None:
+    plan = ScreenPlan(models=("vit_small", "ViT_S", 'timm(name="vit_small_patch16_224.augreg_in21k_ft_in1k")', "levit_192"))
+    assert [spec.name for spec in candidates(plan)] == ["vit_small", "levit_192"]
+
+
+def test_two_models_may_not_share_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgejoule.stages.find_model", lambda text, allow_code: replace(find_model("vit_small"), builder=text))
+    with pytest.raises(SpecError, match="mine and mine\\(width=4\\) are both called vit_small"):
+        candidates(ScreenPlan(models=("mine", "mine(width=4)")))
+
+
+def test_an_artifact_of_another_backend_is_not_measured_as_this_one(tmp_path: Path) -> None:
+    odd_artifact(tmp_path)
+    assert open_artifact(tmp_path, MeasurePlan(), "odd(mode='ok')").backend == "odd(mode='ok')"
+    with pytest.raises(ArtifactError, match="leave --backend out"):
+        open_artifact(tmp_path, MeasurePlan(), "openvino")
 
 
 def test_a_model_that_fails_to_export_does_not_stop_the_rest(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from edgejoule import data, registry, zoo
 from edgejoule.catalog import find_model
 from edgejoule.errors import ModelError, SpecError
-from edgejoule.records import ModelSpec
+from edgejoule.records import ModelSpec, Variant
 from edgejoule.zoo import live, weights
 from edgejoule.zoo.custom import CustomModel
 from edgejoule.zoo.timm import TimmModel
@@ -258,3 +258,17 @@ def test_random_networks_are_not_chaotic(name: str) -> None:
         module.train()  # LeViT keeps float32 biases between evaluations
         exact = module.eval().double()(images.double())
     assert float((single - exact).norm() / exact.norm()) < 3e-4
+
+
+def test_what_a_third_partys_leaf_raises_becomes_one_models_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken:
+        def build(self, num_classes: int) -> torch.nn.Module:
+            raise RuntimeError("two\nlines")
+
+    monkeypatch.setattr("edgejoule.registry.create", lambda kind, text: Broken())
+    spec = find_model("vit_tiny")
+    for call in (zoo.identify, zoo.build_meta, lambda one: zoo.build(Variant(one, "random", "seed0"))):
+        with pytest.raises(ModelError, match="RuntimeError: two lines"):
+            call(spec)
+    with pytest.raises(SpecError, match="cannot describe itself"):
+        find_model("custom_leaf(option=1)")

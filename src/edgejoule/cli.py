@@ -258,7 +258,8 @@ def report(
     beside = Path("report.html") if "://" in source else Path(source).with_name("report.html")
     outcome = report_store(source, None if markdown or csv else out or beside, _command())
     if as_json:
-        _print_json({"report": str(outcome.report), **encode({"rankings": outcome.rankings, "failures": outcome.failures})})
+        page = str(outcome.report) if outcome.report else None
+        _print_json(encode({"report": page, "rankings": outcome.rankings, "failures": outcome.failures}))
     elif markdown:
         _print(text.markdown(outcome.rankings))
     elif csv:
@@ -377,9 +378,7 @@ def _compile(model: str, backends: list[str], plan: Any, weights: str, bench: An
 
 def _flat(row: Any) -> dict[str, Any]:
     """The fixed shape of a ranked row: plain numbers, with the intervals beside them."""
-    plain = {"sam": row.sam.value if row.sam else None}
-    plain["efficiency_pct_per_mj"] = row.efficiency_pct_per_mj.value if row.efficiency_pct_per_mj else None
-    return plain
+    return {name: found.value if (found := getattr(row, name)) else None for name in ("sam", "efficiency_pct_per_mj")}
 
 
 def _command() -> str:

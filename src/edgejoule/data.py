@@ -245,4 +245,6 @@ def _write(path: Path, content: bytes) -> None:
             Path(temporary).unlink(missing_ok=True)
             raise
     except OSError as error:
-        raise OutputError(f"cannot write {path} ({error.strerror or error}): choose a folder that can be written") from error
+        raise OutputError(
+            f"cannot write {path} ({error.strerror or error}): free some space, or name another cache folder in EDGEJOULE_CACHE"
+        ) from error

@@ -34,7 +34,9 @@ class Progress:
             from rich.progress import Progress as Bar
 
             columns = (TextColumn("{task.fields[stage]:8}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn())
-            self._bar = Bar(*columns, TimeRemainingColumn(), TextColumn("{task.description}"), console=Console(stderr=True))
+            rest = (TimeRemainingColumn(), TextColumn("{task.description}"))
+            # Drawn seldom: the energy that drawing takes would be measured too.
+            self._bar = Bar(*columns, *rest, console=Console(stderr=True), refresh_per_second=2)
             self._bar.start()
         return self
 

@@ -5,6 +5,7 @@ Measures nothing, compiles nothing, and changes nothing in the store.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,9 @@ from edgejoule.errors import EdgejouleError, RankError
 from edgejoule.records import Accuracy, Failure, Measurement, ModelSpec, Ranking, Screened, Trial
 from edgejoule.study_file import RankPlan, parse_study
 
-if TYPE_CHECKING:  # SQLAlchemy, which ranking a table does without
+if TYPE_CHECKING:  # the store brings SQLAlchemy, which ranking a table does without
+    from edgejoule.rank.groups import GroupKey
+    from edgejoule.rank.table import Entry
     from edgejoule.store import Store
 
 
@@ -61,25 +64,30 @@ def published_accuracy(spec: ModelSpec) -> Accuracy | None:
 def rankings(store: Store, found: tuple[Measurement, ...], plan: RankPlan) -> tuple[Ranking, ...]:
     """One ranking for each data set, device, workload, protocol, grade and scope.
 
-    What was measured is always ranked: a baseline that is not there is left out, and a metric without meaning for these rows
-    is replaced by efficiency; a caveat says so.
+    What was measured is always ranked: a baseline that is not there is left out, and a metric without meaning for the rows of
+    a ranking is replaced there by efficiency; a caveat says so.
     """
+    groups, plan = _groups(store, found), replace(plan, baseline=_named(plan.baseline))
+    doubts = []
+    if plan.baseline and not any(plan.baseline in _names(rows) for rows in groups.values()):
+        doubts.append(caveat("baseline_missing", f"the baseline is {plan.baseline}"))
+    ranked = [_ranking(key, rows, plan) for key, rows in groups.items()]
+    return tuple(replace(ranking, caveats=(*doubts, *ranking.caveats)) for ranking in ranked)
+
+
+def _ranking(key: GroupKey, rows: Sequence[Entry], plan: RankPlan) -> Ranking:
     from edgejoule.rank.ranking import rank_groups
 
-    groups, plan = _groups(store, found), replace(plan, baseline=_named(plan.baseline))
-    known = {entry.name for rows in groups.values() for entry in rows} | {entry.model for rows in groups.values() for entry in rows}
-    doubts = []
-    if plan.baseline and plan.baseline not in known:
-        doubts.append(caveat("baseline_missing", f"the baseline is {plan.baseline}"))
-    options: dict[str, Any] = {"a": plan.a, "b": plan.b, "baseline": plan.baseline if plan.baseline in known else ""}
-    if not groups:
-        return ()
+    options: dict[str, Any] = {"a": plan.a, "b": plan.b, "baseline": plan.baseline if plan.baseline in _names(rows) else ""}
     try:
-        ranked = rank_groups(groups, metric=plan.metric, **options)
+        return rank_groups({key: rows}, metric=plan.metric, **options)[0]
     except RankError as error:
-        doubts.append(caveat("metric_replaced", str(error)))
-        ranked = rank_groups(groups, metric="efficiency", **options)
-    return tuple(replace(ranking, caveats=(*doubts, *ranking.caveats)) for ranking in ranked)
+        ranking = rank_groups({key: rows}, metric="efficiency", **options)[0]
+        return replace(ranking, caveats=(caveat("metric_replaced", str(error)), *ranking.caveats))
+
+
+def _names(rows: Sequence[Entry]) -> set[str]:
+    return {name for entry in rows for name in (entry.name, entry.model)}
 
 
 def rank_source(source: Path | str, plan: RankPlan, sensitive: bool = False) -> tuple[tuple[Ranking, ...], tuple[Any, ...]]:

@@ -10,6 +10,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -155,10 +156,9 @@ def compile_model(spec: ModelSpec, backends: Sequence[str], plan: MeasurePlan, w
         yield from (Failure(spec.name, backend, "build", str(error)) for backend in backends)
         return
     crops, _ = data.write_crops(plan.images, spec.preprocessing, _folder(bench.cache / "images"))
-    _sweep(bench.cache)
-    with tempfile.TemporaryDirectory(prefix=f"export-{os.getpid()}-", dir=_folder(bench.cache)) as workdir:
-        shape = (plan.batch, *spec.preprocessing.input_size)
-        export = LazyExport(lambda: TorchExport(zoo.build(variant), shape, Path(workdir), name=spec.name))
+    shape = (plan.batch, *spec.preprocessing.input_size)
+    with ExitStack() as scratch:
+        export = LazyExport(lambda: TorchExport(zoo.build(variant), shape, _scratch(bench.cache, scratch), name=spec.name))
         for backend in backends:
             try:
                 yield build(
@@ -175,12 +175,16 @@ def compile_model(spec: ModelSpec, backends: Sequence[str], plan: MeasurePlan, w
                 yield Failure(variant.label, backend, "compile", str(error))
 
 
-def _sweep(cache: Path) -> None:
-    """Removes the scratch folders of runs on this machine that were killed."""
+def _scratch(cache: Path, stack: ExitStack) -> Path:
+    """A folder for one export, gone with ``stack``; first those of killed runs on this machine are removed."""
     for folder in cache.glob("export-*-*"):
         process = folder.name.split("-")[1]
         if process.isdigit() and not _alive(int(process)):
             shutil.rmtree(folder, ignore_errors=True)
+    try:
+        return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=f"export-{os.getpid()}-", dir=_folder(cache))))
+    except OSError as error:
+        raise OutputError(f"cannot write into {cache} ({error.strerror}): set EDGEJOULE_CACHE to a folder that you may write") from error
 
 
 def _alive(process: int) -> bool:
@@ -302,7 +306,10 @@ def check(plan: MeasurePlan, backends: Sequence[str]) -> None:
         registry.create("backend", backend)
     profile(plan.profile)
     data.source(plan.images)
-    if registry.parse(plan.meter).name != "auto":
+    asked = registry.parse(plan.meter)
+    if asked.name in ("auto", "none") and asked.options:
+        raise SpecError(f"meter {asked.name} takes no options, found {', '.join(asked.options)}")
+    if asked.name != "auto":
         meter = open_meter(plan.meter)
         if meter is not None and (missing := meter.probe()):
             raise MeterError(f"the meter {plan.meter} cannot be used here: {missing}")

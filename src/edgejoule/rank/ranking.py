@@ -154,7 +154,7 @@ def _front(costs: Mapping[int, float], entries: Sequence[Entry]) -> dict[int, bo
 
 
 def _sam(entry: Entry, metric: str, a: float, b: float) -> Interval | None:
-    if entry.energy_mj.value <= 1.0 and metric == "sam":
+    if entry.energy_mj.value <= 1.0 and metric == "sam" and entry.top1_pct:
         raise RankError(
             f"{entry.model} uses {entry.energy_mj.value:g} mJ per image, and SAM changes sign at 1 mJ: "
             "rank by efficiency or energy instead (--metric efficiency)"

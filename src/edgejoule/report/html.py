@@ -86,9 +86,7 @@ def _body(report: Report) -> str:
         )
         + section("What could not go on", evidence.failures_list(report.failures), "The rest of the study went on without these.")
         + section("Every measurement", evidence.measurements_table(report.measurements), everything)
-        + section(
-            "What was compiled", evidence.artifacts_table(report.artifacts), "Each file beside the network, on real photographs."
-        )
+        + section("What was compiled", evidence.artifacts_table(report.artifacts), "Each file beside the network, on real photographs.")
         + section("Stage 1: choosing candidates", evidence.screened_table(report.screened), stage1)
         + section("The machine", evidence.environments_list(report.environments))
         + section("How to reproduce", _reproduce(report))

@@ -1,0 +1,63 @@
+"""What is computed again from a store: rankings in a useful order, each with the metric that has a meaning there."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from edgejoule.errors import RankError
+from edgejoule.records import Trace, floats
+from edgejoule.results import measurements, rank_source, rankings
+from edgejoule.store import Store
+from edgejoule.study_file import RankPlan
+from tests.samples import artifact, trial
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    """``unknown`` was measured first and has no published accuracy; its images take less than 1 mJ."""
+    path = tmp_path / "r.sqlite"
+    with Store.open(path) as store:
+        run = store.begin_run("s", "", "", "0")
+        for name in ("unknown", "levit_conv_192"):
+            made = artifact(name)
+            if name == "unknown":
+                made = replace(made, variant=replace(made.variant, spec=replace(made.variant.spec, published=None)))
+            store.add_artifact(made)
+            for repeat in range(3):
+                found = trial(f"{name}{repeat}", name, repeat)
+                store.add_trial(run, replace(found, traces=(sampled(found.traces[0], 0.005 if name == "unknown" else 1.0),)))
+    return path
+
+
+def sampled(trace: Trace, scale: float) -> Trace:
+    """2 W at rest and 10 W in the window from 1 s to 3 s, read every 50 ms; ``scale`` makes it a smaller device."""
+    times = [0.05 * i for i in range(81)]
+    joules = [scale * (2.0 * t + 8.0 * min(max(t - 1.0, 0.0), 2.0)) for t in times]
+    return replace(trace, times_s=floats(times), values=floats(joules))
+
+
+def test_models_of_unknown_accuracy_come_last_and_stop_nobody(store: Path) -> None:
+    with Store.open(store) as opened:
+        known, unknown = rankings(opened, measurements(opened), RankPlan(baseline="LeViT-Conv-192"))
+    assert (known.dataset, unknown.dataset) == ("imagenet-1k", "")
+    assert known.metric == "sam" and known.rows[0].rank == 1 and known.baseline == "levit_conv_192"
+    assert not {"metric_replaced", "baseline_missing"} & {doubt.code for doubt in known.caveats}
+    assert unknown.rows[0].energy_mj.value < 1.0 and unknown.rows[0].rank == 0
+
+
+def test_sensitivity_is_told_of_the_rankings_that_have_one(store: Path) -> None:
+    ranked, tables = rank_source(store, RankPlan(baseline="levit_conv_192.fb_dist_in1k"), sensitive=True)
+    assert len(ranked) == 2 and len(tables) == 1
+    assert tables[0].default.order == ("levit_conv_192 @ onnxruntime",)
+
+
+def test_a_baseline_that_is_nowhere_is_refused_by_rank_and_left_out_by_a_run(store: Path) -> None:
+    with pytest.raises(RankError, match="vit_tiny"):
+        rank_source(str(store), RankPlan(baseline="vit_tiny"))
+    with Store.open(store) as opened:
+        assert "baseline_missing" in {
+            doubt.code for doubt in rankings(opened, measurements(opened), RankPlan(baseline="vit_tiny"))[0].caveats
+        }
