@@ -73,6 +73,7 @@ def test_the_spine_imports_downwards_only() -> None:
         "catalog",
         "store",
         "study_file",
+        "bench",
         "stages",
         "study",
         "cli",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from edgejoule.stages import Bench
+from edgejoule.bench import Bench
 from edgejoule.study import run_study
 from edgejoule.study_file import load_study, with_measure
 

@@ -14,10 +14,11 @@ from typing import Any
 
 import pytest
 
+from edgejoule.bench import Bench, Event
 from edgejoule.catalog import find_model
 from edgejoule.errors import ArtifactError, SpecError
 from edgejoule.records import Artifact
-from edgejoule.stages import Bench, Event, candidates, open_artifact
+from edgejoule.stages import candidates, open_artifact
 from edgejoule.store import Store
 from edgejoule.study import run_study
 from edgejoule.study_file import MeasurePlan, ScreenPlan, load_study, parse_study

@@ -336,7 +336,7 @@ def root(show: Annotated[bool, typer.Option("--version", callback=version, is_ea
 
 
 def _bench(cache: Path | None, progress: Progress, seed: int = 0) -> Any:
-    from edgejoule.stages import Bench, default_cache
+    from edgejoule.bench import Bench, default_cache
 
     return Bench(notify=progress.notify, cache=(cache or default_cache()).absolute(), seed=seed)
 
@@ -361,10 +361,11 @@ def _check_finite(**options: float | None) -> None:
 
 def _compile(model: str, backends: list[str], plan: Any, weights: str, bench: Any) -> tuple[Any, ...]:
     """Artifacts of one model; the first that fails is the error."""
+    from edgejoule.bench import Event
     from edgejoule.catalog import find_model
     from edgejoule.errors import BackendError
     from edgejoule.records import Artifact
-    from edgejoule.stages import Event, compile_model
+    from edgejoule.stages import compile_model
 
     artifacts = []
     bench.notify(Event("compile", f"{model} for {', '.join(backends)}", 0, len(backends)))

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from edgejoule.stages import Event
+    from edgejoule.bench import Event
 
 
 class Progress:

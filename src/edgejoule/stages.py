@@ -11,12 +11,13 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgejoule import data, registry
+from edgejoule.bench import Bench, Event, cores, writable
 from edgejoule.catalog import find_model, pool
 from edgejoule.errors import (
     AgentError,
@@ -45,43 +46,6 @@ if TYPE_CHECKING:  # SQLAlchemy, which doctor and screen do without
     from edgejoule.store import Store
 
 OF_ONE_MODEL = (ModelError, BackendError, ArtifactError, AgentError, SpecError)
-
-
-@dataclass(frozen=True, slots=True)
-class Event:
-    """Progress: ``done`` of ``total`` steps of a stage, and one line of text."""
-
-    stage: str
-    text: str
-    done: int = 0
-    total: int = 0
-
-
-Notify = Callable[[Event], None]
-
-
-def default_cache() -> Path:
-    """Where compiled files and cropped images are kept: $EDGEJOULE_CACHE, else the user's cache folder."""
-    if folder := os.environ.get("EDGEJOULE_CACHE"):
-        return Path(folder)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgejoule"
-
-
-@dataclass(frozen=True, slots=True)
-class Bench:
-    """Where and how a run works: what is the same for all its stages."""
-
-    notify: Notify = lambda event: None
-    cache: Path = field(default_factory=default_cache)
-    seed: int = 0
-    transport: str = "local"
-
-
-def cores(threads: int) -> int:
-    """The number of threads meant: as asked, or all the cores this process may use."""
-    if threads:
-        return threads
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 # ---------------------------------------------------------------- stage 1
@@ -155,7 +119,7 @@ def compile_model(spec: ModelSpec, backends: Sequence[str], plan: MeasurePlan, w
     except OF_ONE_MODEL as error:
         yield from (Failure(spec.name, backend, "build", str(error)) for backend in backends)
         return
-    crops, _ = data.write_crops(plan.images, spec.preprocessing, _folder(bench.cache / "images"))
+    crops, _ = data.write_crops(plan.images, spec.preprocessing, writable(bench.cache / "images"))
     shape = (plan.batch, *spec.preprocessing.input_size)
     with ExitStack() as scratch:
         export = LazyExport(lambda: TorchExport(zoo.build(variant), shape, _scratch(bench.cache, scratch), name=spec.name))
@@ -182,7 +146,7 @@ def _scratch(cache: Path, stack: ExitStack) -> Path:
         if process.isdigit() and not _alive(int(process)):
             shutil.rmtree(folder, ignore_errors=True)
     try:
-        return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=f"export-{os.getpid()}-", dir=_folder(cache))))
+        return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=f"export-{os.getpid()}-", dir=writable(cache))))
     except OSError as error:
         raise OutputError(f"cannot write into {cache} ({error.strerror}): set EDGEJOULE_CACHE to a folder that you may write") from error
 
@@ -229,7 +193,7 @@ def entrants(artifacts: Iterable[Artifact], plan: MeasurePlan, bench: Bench) -> 
         device = backend_of(artifact).device
         if device not in chosen:
             chosen[device] = _meter(plan.meter, device, bench)
-        crops, sha256 = data.write_crops(plan.images, artifact.variant.spec.preprocessing, _folder(bench.cache / "images"))
+        crops, sha256 = data.write_crops(plan.images, artifact.variant.spec.preprocessing, writable(bench.cache / "images"))
         images = registry.canonical(plan.images)
         found.append(Entrant(artifact, crops, Workload(plan.scenario, plan.batch, plan.end_to_end, images, sha256), chosen[device]))
     return tuple(found)
@@ -334,14 +298,6 @@ def _stored(store: Store, keys: Sequence[str]) -> tuple[Trial, ...]:
             break
         present.append(key)
     return tuple(sorted(store.trials(present), key=lambda trial: trial.repeat)) if present else ()
-
-
-def _folder(path: Path) -> Path:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"cannot make the folder {path} ({error.strerror}): set EDGEJOULE_CACHE to one that you may write") from error
-    return path
 
 
 # ---------------------------------------------------------------- single artifacts, and what is there to work with

@@ -6,10 +6,10 @@ import tempfile
 from pathlib import Path
 
 from edgejoule import __version__, stages
+from edgejoule.bench import Bench, Event
 from edgejoule.errors import BackendError, OutputError, StudyError
 from edgejoule.records import Artifact, Failure, Measurement, ModelSpec
 from edgejoule.results import Outcome, measurements, outcome_of
-from edgejoule.stages import Bench, Event
 from edgejoule.store import NAME, Store
 from edgejoule.study_file import MeasurePlan, Study, load_study
 
