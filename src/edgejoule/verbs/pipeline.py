@@ -1,0 +1,188 @@
+"""The verbs that work: run, screen, compile, measure. Each parses, calls and prints; imports what it needs when it runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from edgejoule.errors import SpecError
+from edgejoule.progress import Progress
+from edgejoule.verbs.options import (
+    Backends,
+    Cache,
+    Images,
+    Json,
+    Meter,
+    Model,
+    Recipe,
+    Threads,
+    Weights,
+    bench_of,
+    check_finite,
+    command_line,
+    plan_of,
+    print_json,
+    print_text,
+)
+
+
+def run(
+    study: Annotated[str, typer.Argument(help="A study file, or the name of a shipped one.")] = "quickstart",
+    out: Annotated[Path | None, typer.Option(help="Folder for results.sqlite and report.html. Default: runs/<study>.")] = None,
+    meter: Annotated[str | None, typer.Option(help="Use this meter instead of the study's.")] = None,
+    profile: Annotated[
+        str | None, typer.Option(help="Use this profile instead of the study's: quick, standard, publish, paper, edgevit.")
+    ] = None,
+    cache: Cache = None,
+    as_json: Json = False,
+) -> None:
+    """Run a whole study: screen, compile, measure, rank, report. Run it again to resume."""
+    from edgejoule.plain import encode
+    from edgejoule.report import text
+    from edgejoule.study import load_study, run_study
+    from edgejoule.study_file import with_measure
+
+    chosen = with_measure(load_study(study), meter=meter, profile=profile)
+    folder = out or Path("runs") / chosen.study.name
+    with Progress("every finished trial is stored") as progress:
+        if chosen.study.cost:
+            progress.say(f"{chosen.study.name}: {chosen.study.cost}")
+        outcome = run_study(chosen, folder, bench_of(cache, progress, chosen.study.seed), command_line())
+    if as_json:
+        files = {"study": chosen.study.name, "store": str(outcome.store), "report": str(outcome.report)}
+        print_json(files | encode({"rankings": outcome.rankings, "failures": outcome.failures}))
+    else:
+        print_text(text.rankings(outcome.rankings) + text.failures(outcome.failures))
+        print_text(f"\nresults  {outcome.store}\nreport   {outcome.report}\n")
+        test = f"edgejoule rank {outcome.store} --sensitivity; " if any(found.rows[0].sam for found in outcome.rankings) else ""
+        print_text(f"Next: open {outcome.report} in a browser; {test}edgejoule run e3p_vit")
+
+
+def screen(
+    models: Annotated[list[str] | None, typer.Argument(help="Models to screen, instead of a pool.")] = None,
+    pool: Annotated[str, typer.Option(help="A pool of the catalog: e3p, edgevit, guide, …")] = "",
+    min_top1_pct: Annotated[float | None, typer.Option(help="Keep models with at least this top-1.")] = None,
+    max_params_m: Annotated[float | None, typer.Option(help="Keep models with fewer params (millions).")] = None,
+    max_macs_g: Annotated[float | None, typer.Option(help="Keep models with fewer MACs (billions).")] = None,
+    alpha: Annotated[float, typer.Option(help="NetScore's exponent of accuracy.")] = 2.0,
+    beta: Annotated[float, typer.Option(help="NetScore's exponent of params.")] = 0.5,
+    gamma: Annotated[float, typer.Option(help="NetScore's exponent of MACs.")] = 0.5,
+    recount: Annotated[bool, typer.Option("--recount", help="Count params and MACs from the built model.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Stage 1, without a device: thresholds and NetScore. The pool e3p has the paper's thresholds by default."""
+    from edgejoule.plain import encode
+    from edgejoule.report import text
+    from edgejoule.stages import candidates, screen_models
+    from edgejoule.study_file import ScreenPlan
+
+    if models and pool:
+        raise SpecError("give either models or --pool, not both")
+    pool = pool or ("" if models else "e3p")
+    limits = (min_top1_pct, max_params_m, max_macs_g)
+    if pool == "e3p" and limits == (None, None, None):
+        limits = (79.0, 23.0, 5.0)
+    check_finite(min_top1_pct=limits[0], max_params_m=limits[1], max_macs_g=limits[2], alpha=alpha, beta=beta, gamma=gamma)
+    plan = ScreenPlan(pool, tuple(models or ()), *limits, alpha, beta, gamma, recount)
+    with Progress() as progress:
+        rows = screen_models(candidates(plan, allow_code=True), plan, bench_of(None, progress))
+    if as_json:
+        print_json({"candidates": encode(rows)})
+    else:
+        print_text(text.screened_table(rows))
+
+
+def compile_(
+    model: Model,
+    backend: Backends = ["onnxruntime"],  # noqa: B006
+    recipe: Recipe = "",
+    batch: Annotated[int, typer.Option(help="Images per inference.", min=1)] = 1,
+    weights: Weights = "auto",
+    threads: Threads = 0,
+    images: Images = "photos(n=32)",
+    out: Annotated[Path | None, typer.Option(help="Copy the artifact's folder to here.")] = None,
+    cache: Cache = None,
+    as_json: Json = False,
+) -> None:
+    """Compile a model for backends, check it against the network, and say what the runtime really runs."""
+    from edgejoule import stages
+    from edgejoule.plain import encode
+    from edgejoule.report import text
+
+    plan = plan_of(scenario="offline" if batch > 1 else "single_stream", batch=batch, threads=threads, images=images)
+    stages.check(plan, backend, [recipe])
+    if out is not None and len(backend) > 1:
+        raise SpecError(f"--out holds one artifact, and {len(backend)} backends were named: compile them one by one")
+    if out is not None:
+        stages.check_new(out)
+    with Progress("what was compiled is kept") as progress:
+        artifacts = compile_all(model, backend, plan, weights, bench_of(cache, progress), recipe)
+    if out is not None:
+        artifacts = (stages.copy_artifact(artifacts[0], out),)
+    if as_json:
+        print_json({"artifacts": [encode(artifact) | {"bytes": artifact.bytes} for artifact in artifacts]})
+    else:
+        print_text(text.artifacts_table(artifacts))
+
+
+def measure(
+    target: Annotated[str, typer.Argument(metavar="MODEL_OR_ARTIFACT", help="A model, or a folder that edgejoule compile made.")],
+    backend: Annotated[str | None, typer.Option(help="The backend to compile a model for. Default: onnxruntime.")] = None,
+    recipe: Recipe = "",
+    meter: Meter = "auto",
+    profile: Annotated[str, typer.Option(help="quick, standard, publish, paper, edgevit, or standard(window_s=5).")] = "standard",
+    scenario: Annotated[str, typer.Option(help="single_stream (latency) or offline (throughput).")] = "single_stream",
+    batch: Annotated[int, typer.Option(help="Images per inference; above 1 only with offline.", min=1)] = 1,
+    threads: Threads = 0,
+    weights: Weights = "auto",
+    images: Images = "photos(n=32)",
+    out: Annotated[Path | None, typer.Option(help="Keep the trials in this folder's results.sqlite and resume from it.")] = None,
+    cache: Cache = None,
+    as_json: Json = False,
+) -> None:
+    """Measure time, power, energy and memory of one model or artifact on this machine."""
+    from edgejoule import stages
+    from edgejoule.plain import encode
+    from edgejoule.report import text
+    from edgejoule.study import check_writable, measure_one
+
+    plan = plan_of(profile=profile, scenario=scenario, batch=batch, meter=meter, threads=threads, images=images)
+    wanted = backend or "onnxruntime"
+    stages.check(plan, [wanted], [recipe])
+    if recipe and Path(target).is_dir():
+        raise SpecError(f"{target} is compiled already, and a recipe changes the network before that: leave --recipe out")
+    if out is not None:
+        check_writable(out)
+    with Progress("every finished trial is stored" if out else "without --out no trial is kept") as progress:
+        bench = bench_of(cache, progress)
+        folder = Path(target)
+        artifact = (
+            stages.open_artifact(folder, plan, backend)
+            if folder.is_dir()
+            else compile_all(target, [wanted], plan, weights, bench, recipe)[0]
+        )
+        found = measure_one(artifact, plan, out, bench, command_line())
+    if as_json:
+        print_json(encode(found))
+    else:
+        print_text(text.measurement(found))
+
+
+def compile_all(model: str, backends: list[str], plan: Any, weights: str, bench: Any, recipe: str = "") -> tuple[Any, ...]:
+    """Artifacts of one model; the first that fails is the error."""
+    from edgejoule.bench import Event
+    from edgejoule.catalog import find_model
+    from edgejoule.errors import BackendError
+    from edgejoule.records import Artifact
+    from edgejoule.stages import compile_model
+
+    artifacts = []
+    bench.notify(Event("compile", f"{model} for {', '.join(backends)}", 0, len(backends)))
+    for result in compile_model(find_model(model, allow_code=True), backends, plan, weights, bench, recipe):
+        if not isinstance(result, Artifact):
+            raise BackendError(f"{result.variant} @ {result.backend}: {result.reason}")
+        artifacts.append(result)
+        bench.notify(Event("compile", result.label, len(artifacts), len(backends)))
+    return tuple(artifacts)
