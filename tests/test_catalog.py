@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import csv
+import importlib.resources
+import io
+import re
 import subprocess
 import sys
 import textwrap
@@ -13,7 +17,7 @@ from hypothesis import strategies as st
 
 from edgejoule.catalog import find_model, pool, rows
 from edgejoule.errors import EdgejouleError, ModelError, SpecError, UnknownNameError
-from edgejoule.registry import canonical, parse
+from edgejoule.registry import canonical, create, parse
 
 SURVIVORS = [
     "efficientvit_b1", "levit_192", "levit_conv_192", "tiny_vit_5m", "tiny_vit_5m_distilled", "tiny_vit_11m", "tiny_vit_11m_distilled",
@@ -31,7 +35,7 @@ def fold(name: str) -> str:
 
 def test_the_pools_are_pinned() -> None:
     assert {spec.name for spec in pool("e3p")} == {*SURVIVORS, *REJECTED} and len(pool("e3p")) == 25
-    assert len(pool("edgevit")) == 11
+    assert len(pool("edgevit")) == 20 and len(pool("edgevit_coco")) == len(pool("edgevit_ade20k")) == 7
     families = {spec.family for spec in pool("guide")}
     assert families >= {
         "MobileViT", "MobileViTv2", "EfficientViT (MIT)", "EfficientViT (MSRA)", "LeViT", "TinyViT", "Swin", "PVTv2", "DeiT",
@@ -55,9 +59,11 @@ def test_every_row_is_complete() -> None:
     for spec in rows():
         published = spec.published
         assert published is not None and published.params_m and published.macs_g, spec.name
-        assert "@aa4b5850" in published.source, spec.name
-        assert published.top1_pct is not None or spec.name == "mobilenetv3_large_075"
-        assert spec.licence and spec.num_classes == 1000 and spec.dataset == "imagenet-1k"
+        assert re.search(r"@[0-9a-f]{7,8}|arXiv", published.source), spec.name
+        assert published.top1_pct is not None or spec.name in ("mobilenetv3_large_075", "edgevit_xs_paper", "edgevit_s_paper")
+        dense = spec.family == "backbone"
+        assert spec.licence and (dense or spec.num_classes == 1000) and (dense or spec.dataset == "imagenet-1k")
+        assert not dense or ("mIoU" in spec.dataset) != ("AP" in spec.dataset)
         assert canonical(spec.builder) == canonical(str(parse(spec.builder)))
 
 
@@ -83,6 +89,11 @@ def test_a_distilled_model_names_its_plain_twin() -> None:
         ("vit_small_patch16_224", "vit_small"),
         ("levit_conv_192.fb_dist_in1k", "levit_conv_192"),
         ("MobileNet-v2", "mobilenetv2_100"),
+        ("MobileNet-v3 0.75", "tf_mobilenetv3_large_075"),
+        ("EdgeViT-XXS", "edgevit_xxs"),
+        ("PVTv1-Tiny", "pvt_v1_tiny"),
+        ('timm(name="edgevit_s")', "edgevit_s"),
+        ('backbone(size=800, name="edgevit_s")', "edgevit_s_coco"),
         (' timm(name="levit_conv_192.fb_dist_in1k") ', "levit_conv_192"),
         ('timm(name="vit_small_patch16_224")', "vit_small"),
         ('timm(name="mobilenetv3_large_075")', "mobilenetv3_large_075"),
@@ -159,12 +170,17 @@ def test_any_text_is_a_model_or_a_clear_error(text: str) -> None:
 
 
 def test_preprocessing_is_timms_own_for_every_row() -> None:
-    from edgejoule.zoo import spec_of_timm
-
     for spec in rows():
-        timms = spec_of_timm(parse(spec.builder).options["name"])
+        timms = create("model", spec.builder).spec()
         assert spec.preprocessing == timms.preprocessing, spec.name
         assert (spec.num_classes, spec.licence) == (timms.num_classes, timms.licence), spec.name
+
+
+def test_every_model_of_the_papers_tables_has_a_row() -> None:
+    for number, among in ((2, "edgevit"), (3, "edgevit"), (7, "edgevit"), (8, "edgevit")):
+        table = importlib.resources.files("edgejoule") / "published" / f"edgevit_table{number}.csv"
+        for row in csv.DictReader(io.StringIO(table.read_text(encoding="utf-8"))):
+            assert among in find_model(row["model"]).pools, row["model"]
 
 
 def test_the_catalog_needs_no_torch() -> None:

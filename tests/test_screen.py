@@ -124,9 +124,14 @@ def test_counting_leaves_the_module_as_it_was() -> None:
         count(nn.Linear(5, 5), (3, 8, 8))
 
 
-def within(counted: float, published: float) -> bool:
-    """Within 2 % of a number that rounds to the printed one: printed figures have two decimals."""
-    return abs(counted - published) <= 0.02 * published + 0.005
+def half_a_digit(source: str) -> float:
+    """Half a unit of the last printed digit: timm prints two decimals, and so do our counts; the papers print one."""
+    return 0.005 if "@aa4b5850" in source or "counted" in source else 0.05
+
+
+def within(counted: float, published: float, slack: float) -> bool:
+    """Within 2 % of a number that rounds to the printed one."""
+    return abs(counted - published) <= 0.02 * published + slack
 
 
 def test_every_row_of_the_catalog_counts_as_published() -> None:
@@ -135,8 +140,10 @@ def test_every_row_of_the_catalog_counts_as_published() -> None:
         cost = count(build_meta(spec), spec.preprocessing.input_size)
         published = spec.published
         assert published and published.params_m and published.macs_g
-        assert cost.params / 1e6 == pytest.approx(published.params_m, abs=0.0051), spec.name
-        if not within(cost.macs / 1e9, published.macs_g):
+        slack = half_a_digit(published.source)
+        loosely = 0.02 * published.params_m if "down-scaled" in published.source else 0.0  # their code is not the paper's to the last layer
+        assert cost.params / 1e6 == pytest.approx(published.params_m, abs=1.02 * slack + loosely), spec.name
+        if not within(cost.macs / 1e9, published.macs_g, slack):
             off.add(spec.name)
             assert 0.95 < cost.macs / 1e9 / published.macs_g < 1, spec.name
     assert off == set(COUNTED_OTHERWISE)

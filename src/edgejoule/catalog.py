@@ -32,7 +32,8 @@ def rows() -> tuple[ModelSpec, ...]:
 
 
 def pool(name: str) -> tuple[ModelSpec, ...]:
-    """The rows of a pool: ``e3p`` (the 25 candidates of E3P-ViT), ``edgevit`` (its baselines), ``guide``. Raises UnknownNameError."""
+    """The rows of a pool: ``e3p`` (the 25 candidates of E3P-ViT), ``edgevit`` (EdgeViT and its baselines), ``edgevit_coco`` and
+    ``edgevit_ade20k`` (its backbones for dense tasks), ``guide``. Raises UnknownNameError."""
     found = tuple(spec for spec in rows() if name in spec.pools)
     if not found:
         known = sorted({pool for spec in rows() for pool in spec.pools})
@@ -43,7 +44,7 @@ def pool(name: str) -> tuple[ModelSpec, ...]:
 def find_model(text: str, allow_code: bool = False) -> ModelSpec:
     """The model that a user means: a catalog name or alias, ``timm(name="...")``, or with ``allow_code`` their own ``module:function``.
 
-    Names are looked up without regard to case, and ``-`` is ``_``. Raises UnknownNameError with the nearest names, and
+    Names are looked up without regard to case, and ``-`` and spaces are ``_``. Raises UnknownNameError with the nearest names, and
     SpecError for code that may not run here or a spelling that cannot be read.
     """
     wanted = text.strip()
@@ -86,7 +87,7 @@ def _custom(target: str, allow_code: bool) -> ModelSpec:
 
 
 def _fold(name: str) -> str:
-    return name.casefold().replace("-", "_")
+    return name.casefold().replace("-", "_").replace(" ", "_")
 
 
 @functools.cache

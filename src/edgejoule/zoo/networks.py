@@ -18,6 +18,7 @@ from edgejoule.plain import digest
 from edgejoule.records import ModelSpec, Variant
 from edgejoule.zoo import live
 from edgejoule.zoo import weights as _weights
+from edgejoule.zoo.backbone import Backbone
 from edgejoule.zoo.custom import CustomModel
 from edgejoule.zoo.timm import TimmModel
 
@@ -45,7 +46,7 @@ def identify(spec: ModelSpec, seed: int = 0, weights: str = "auto") -> Variant:
         return Variant(spec, "random", live.identity(seed), seed=seed)
     if weights not in ("auto", "pretrained"):
         return Variant(spec, "file", _weights.remember(weights), seed=seed)
-    if not isinstance(leaf, TimmModel):
+    if not isinstance(leaf, (TimmModel, Backbone)):
         with _seeded(seed):
             module = _made(leaf, spec)
         return Variant(spec, "file", STATE + _weights.state_sha256(module), seed=seed)
@@ -127,10 +128,10 @@ def _file(variant: Variant, leaf: Any) -> Path:
 def _load(leaf: Any, spec: ModelSpec, path: Path) -> torch.nn.Module:
     """A network with a file's weights; timm's own code renames, converts and checks them where the network is timm's."""
     state = _weights.read_state(path)  # before timm does, so that a bad file is told from a bad fit
-    if isinstance(leaf, TimmModel):
+    if isinstance(leaf, (TimmModel, Backbone)):
         overlay: dict[str, Any] = {"file": str(path), "custom_load": False}
         classes = leaf.config().get("num_classes")
-        if classes != spec.num_classes and _classes_of(leaf, state) == spec.num_classes:
+        if isinstance(leaf, TimmModel) and classes != spec.num_classes and _classes_of(leaf, state) == spec.num_classes:
             overlay["num_classes"] = spec.num_classes  # a fine-tuned file: its head fits, and must not be thrown away
         return leaf.build(spec.num_classes, pretrained=True, pretrained_cfg_overlay=overlay)
     module = _made(leaf, spec)

@@ -1,0 +1,204 @@
+"""Detection and segmentation on any backbone with maps at strides 4, 8, 16 and 32: RetinaNet, Mask R-CNN, Semantic FPN.
+
+The heads of EdgeViT's Tables 5 and 6, out of torchvision's parts. All number classes as their data sets do once made
+contiguous: detectors say 1 to ``num_classes`` (0 is background), segmentation says 0 to ``num_classes`` - 1. Detectors take
+images in 0..1 of any size and normalise them as the backbone expects; segmentation takes normalised images.
+Knows no data set, no loss schedule and no published accuracy.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from edgejoule.errors import ModelError
+from edgejoule.zoo import torchvision
+from edgejoule.zoo.semantic_fpn import PYRAMID_CHANNELS, SemanticHead
+from edgejoule.zoo.timm import TimmModel, preprocessing_of
+
+torchvision.ensure()
+from torchvision.models.detection import MaskRCNN, RetinaNet  # noqa: E402
+from torchvision.ops import FeaturePyramidNetwork  # noqa: E402
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7  # noqa: E402
+
+STRIDES = (4, 8, 16, 32)
+# Names of ours for a timm network with options. The segmentation toolbox behind Table 6 takes the ResNet whose stem is three
+# 3x3 convolutions (version "1c", He et al., Bag of Tricks, 2019, stem C) where its detection twin keeps the single 7x7 one.
+BACKBONES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "resnet18_v1c": ("resnet18", {"stem_type": "deep", "stem_width": 32}),
+}
+
+
+class FeatureMaps(nn.Module):
+    """Images (B, 3, H, W) to four maps (B, C_i, H/stride, W/stride) in the order of ``STRIDES``; sides round as the backbone rounds them.
+
+    ``channels`` are the C_i; ``mean`` and ``std`` are what the backbone's images are normalised with. ``body`` is a network made
+    with timm's ``features_only=True``. Raises ModelError where it has no map at one of the strides.
+    """
+
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+        self.positions = _positions(body)
+        channels: list[int] = body.feature_info.channels()  # type: ignore[union-attr, operator]
+        self.channels = tuple(channels[position] for position in self.positions)
+        config: Any = getattr(body, "pretrained_cfg", None) or {}
+        preprocessing = preprocessing_of(dict(config.to_dict() if hasattr(config, "to_dict") else config))
+        self.mean, self.std = preprocessing.mean, preprocessing.std
+
+    def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
+        maps = self.body(images)
+        chosen = [maps[position] for position in self.positions]
+        if getattr(self.body, "output_fmt", "NCHW") == "NHWC":
+            return [one.permute(0, 3, 1, 2).contiguous() for one in chosen]
+        return chosen
+
+
+def feature_maps(backbone: str | nn.Module, **options: Any) -> FeatureMaps:
+    """The four maps of a backbone: a name of timm's, of ours or of ``BACKBONES``, or a module that has ``feature_info``.
+
+    ``options`` go to ``timm.create_model`` (``pretrained=True``, ``drop_path_rate=0.1``). Without its classifier and final norm.
+    Raises UnknownNameError for a name that nobody knows, ModelError for a network without maps at strides 4, 8, 16 and 32.
+    """
+    if isinstance(backbone, FeatureMaps):
+        return backbone
+    if not isinstance(backbone, str):
+        return FeatureMaps(backbone)
+    name, own = BACKBONES.get(backbone, (backbone, {}))
+    leaf, settings = TimmModel(name), {**own, **options}
+    with torch.device("meta"):  # which of its maps have these strides is known only once it is built; this costs no memory
+        trial = leaf.build(features_only=True, **{**settings, "pretrained": False})
+    indices: Sequence[int] = trial.feature_info.out_indices  # type: ignore[union-attr, assignment]
+    chosen = tuple(indices[position] for position in _positions(trial, backbone))
+    return FeatureMaps(leaf.build(features_only=True, out_indices=chosen, **settings))
+
+
+def _positions(body: nn.Module, name: str = "") -> tuple[int, ...]:
+    """Which of a network's maps have ``STRIDES``; of several at one stride the last, which has seen most."""
+    name = name or type(body).__name__
+    information = getattr(body, "feature_info", None)
+    if not callable(getattr(information, "reduction", None)):
+        raise ModelError(f"{name} gives no list of feature maps; expected a network made with features_only=True")
+    strides: list[int] = information.reduction()  # type: ignore[union-attr]
+    found = {stride: position for position, stride in enumerate(strides)}
+    if not set(STRIDES) <= set(found):
+        have = ", ".join(map(str, found))
+        raise ModelError(f"{name} has feature maps at strides {have}; expected 4, 8, 16 and 32: choose a network with four stages")
+    return tuple(found[stride] for stride in STRIDES)
+
+
+class Pyramid(nn.Module):
+    """A backbone and a feature pyramid over its maps from ``first`` on (Lin et al., 2017), as torchvision's detectors take it.
+
+    ``extra`` adds coarser levels: ``pool`` halves the last one (Mask R-CNN), ``convolve`` makes two by strided convolutions of the
+    backbone's last map (RetinaNet).
+    """
+
+    def __init__(self, features: FeatureMaps, first: int = 0, extra: str = "") -> None:
+        super().__init__()
+        self.features = features
+        self.first = first
+        self.out_channels = PYRAMID_CHANNELS
+        blocks: Any = None
+        if extra == "pool":
+            blocks = LastLevelMaxPool()
+        elif extra == "convolve":
+            blocks = LastLevelP6P7(features.channels[-1], PYRAMID_CHANNELS)
+            # Where the backbone's last map has 256 channels too, torchvision guesses that the pyramid's map is meant instead.
+            blocks.use_P5 = False
+        self.pyramid = FeaturePyramidNetwork(list(features.channels[first:]), PYRAMID_CHANNELS, extra_blocks=blocks)
+
+    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        """(B, 3, H, W) -> name: (B, 256, h, w), finest first."""
+        maps = self.features(images)[self.first :]
+        levels: dict[str, torch.Tensor] = self.pyramid(OrderedDict((str(level), one) for level, one in enumerate(maps)))
+        return levels
+
+
+class ContiguousRetinaNet(RetinaNet):  # type: ignore[misc]  # torchvision has no types
+    """torchvision's RetinaNet with labels 1 to ``num_classes`` outside and no output spent on a background class inside."""
+
+    def compute_loss(self, targets: list[dict[str, torch.Tensor]], head_outputs: Any, anchors: Any) -> Any:
+        _require_labels(targets, self.head.classification_head.num_classes)
+        shifted = [{**target, "labels": target["labels"] - 1} for target in targets]
+        return super().compute_loss(shifted, head_outputs, anchors)
+
+    def postprocess_detections(self, *arguments: Any) -> list[dict[str, torch.Tensor]]:
+        detections = super().postprocess_detections(*arguments)
+        return [{**found, "labels": found["labels"] + 1} for found in detections]
+
+
+class ContiguousMaskRCNN(MaskRCNN):  # type: ignore[misc]
+    """torchvision's Mask R-CNN, which numbers classes so already: refuses labels that it would take for background."""
+
+    def forward(self, images: Any, targets: list[dict[str, torch.Tensor]] | None = None) -> Any:
+        _require_labels(targets or [], self.roi_heads.mask_predictor.mask_fcn_logits.out_channels - 1)
+        return super().forward(images, targets)
+
+
+def _require_labels(targets: Sequence[Mapping[str, torch.Tensor]], num_classes: int) -> None:
+    for target in targets:
+        wrong = target["labels"][(target["labels"] < 1) | (target["labels"] > num_classes)]
+        if len(wrong):
+            raise ModelError(
+                f"an object has a label of {int(wrong[0])}; expected 1 to {num_classes}: number the classes contiguously from 1"
+            )
+
+
+def retinanet(backbone: str | nn.Module, num_classes: int = 80, **options: Any) -> nn.Module:
+    """RetinaNet (Lin et al., 2017): pyramid levels 3 to 7 of 256 channels, 9 anchors, four convolutions in each head, no norm.
+
+    Training: ``module(images, targets) -> losses``; evaluation: ``module(images) -> [{boxes, labels, scores}]``, boxes in pixels of the
+    given image. ``images`` are a list of (3, H, W) or a batch, in 0..1; each target has ``boxes`` (N, 4) and ``labels`` (N,) from 1.
+    ``options`` go to torchvision's class: ``min_size=800, max_size=1333, score_thresh, ...``. Raises UnknownNameError, ModelError.
+    """
+    features = feature_maps(backbone)
+    module: nn.Module = ContiguousRetinaNet(
+        Pyramid(features, first=1, extra="convolve"),
+        num_classes,
+        **{"image_mean": list(features.mean), "image_std": list(features.std), **options},
+    )
+    return module
+
+
+def mask_rcnn(backbone: str | nn.Module, num_classes: int = 80, **options: Any) -> nn.Module:
+    """Mask R-CNN (He et al., 2017): pyramid levels 2 to 6 of 256 channels, 3 anchors, two linear layers of 1024, four mask convolutions.
+
+    Called as ``retinanet``; targets and results have ``masks`` too: (N, H, W) uint8 given, (N, 1, H, W) in 0..1 found.
+    ``num_classes`` counts no background. ``options`` go to torchvision's class. Raises UnknownNameError, ModelError.
+    """
+    features = feature_maps(backbone)
+    module: nn.Module = ContiguousMaskRCNN(
+        Pyramid(features, extra="pool"),
+        num_classes + 1,
+        **{"image_mean": list(features.mean), "image_std": list(features.std), **options},
+    )
+    return module
+
+
+class SemanticFPN(nn.Module):
+    """Normalised images (B, 3, H, W) to logits (B, K, H, W)."""
+
+    def __init__(self, features: FeatureMaps, num_classes: int) -> None:
+        super().__init__()
+        self.backbone = Pyramid(features)
+        self.head = SemanticHead(num_classes, levels=len(STRIDES))
+        self.mean, self.std = features.mean, features.std
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits = self.head(list(self.backbone(images).values()))  # (B, K, H/4, W/4)
+        return functional.interpolate(logits, size=images.shape[-2:], mode="bilinear", align_corners=False)
+
+
+def semantic_fpn(backbone: str | nn.Module, num_classes: int = 150) -> SemanticFPN:
+    """Semantic FPN: ``module(images)`` gives logits for each pixel, classes from 0 to ``num_classes`` - 1.
+
+    ``images`` (B, 3, H, W) are normalised with the module's ``mean`` and ``std``; any size of 32 pixels and more. Table 6's ResNet18
+    is ``resnet18_v1c``. Raises UnknownNameError, ModelError.
+    """
+    return SemanticFPN(feature_maps(backbone), num_classes)
