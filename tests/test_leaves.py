@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgejoule import contracts, registry, zoo
+from edgejoule import contracts, data, registry, zoo
 from edgejoule.compile.export import TorchExport
 from edgejoule.measure.meters import open_meter
+from edgejoule.seams import PassContext
 
 SHAPE = (1, 3, 160, 160)
 NEEDS_OPTIONS = {"replay": 'replay(path="{trace}")'}
@@ -46,6 +47,46 @@ def test_every_meter(name: str, tmp_path: Path) -> None:
     trace = tmp_path / "trace.csv"
     trace.write_text("time_s,power_w\n" + "".join(f"{i * 0.05},{2 + i % 3}\n" for i in range(100)))
     contracts.check_meter(NEEDS_OPTIONS.get(name, name).format(trace=trace), open_meter)
+
+
+@pytest.mark.parametrize("name", registry.names("pass"))
+@pytest.mark.parametrize("model", ["test_efficientnet", "test_vit"])
+def test_every_pass(name: str, model: str, tmp_path: Path) -> None:
+    spec = zoo.spec_of_timm(model)
+    network = zoo.build(zoo.identify(spec, weights="random"))
+    contracts.check_pass(name, network, spec, pass_context(tmp_path), photos(spec))
+
+
+def pass_context(workdir: Path) -> PassContext:
+    return PassContext(fit=None, teacher=None, data=None, seed=0, workdir=workdir)
+
+
+def photos(spec: Any) -> Any:
+    import torch
+
+    return torch.from_numpy(data.normalise(data.crops("photos(n=2)", spec.preprocessing), spec.preprocessing))
+
+
+@dataclasses.dataclass(frozen=True)
+class Vandal:
+    """A pass that works on the module it was given."""
+
+    needs: frozenset[str] = frozenset()
+
+    def __call__(self, module: Any, spec: Any, context: Any) -> tuple[Any, Any]:
+        import copy
+
+        twin = copy.deepcopy(module)
+        for parameter in module.parameters():
+            parameter.data.mul_(0.5)
+        return twin, spec
+
+
+def test_a_pass_that_changes_its_input_is_caught(module: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgejoule.optimize.LEAVES", {"vandal": f"{__name__}:Vandal"})
+    spec = zoo.spec_of_timm("test_vit")
+    with pytest.raises(contracts.ContractError, match="changed the module"):
+        contracts.check_pass("vandal", zoo.build(zoo.identify(spec, weights="random")), spec, pass_context(tmp_path), photos(spec))
 
 
 @pytest.mark.parametrize("name", registry.names("transport"))

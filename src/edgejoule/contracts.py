@@ -20,7 +20,7 @@ from typing import Any
 from edgejoule import manifest, registry
 from edgejoule.errors import ArtifactError, BackendError, EdgejouleError, TransportError
 from edgejoule.records import Artifact, ModelSpec, Preprocessing, SessionInfo, Trace, Variant
-from edgejoule.seams import Backend, CompileContext, Export, Meter, Sensor, Transport
+from edgejoule.seams import Backend, CompileContext, Export, Meter, Pass, PassContext, Sensor, Transport
 
 GRADES = ("A", "B", "C", "D")
 FARTHEST = {"fp32": 1e-3, "fp16": 0.1, "bf16": 0.1, "int8": 0.5}  # relative error of logits that rounding explains in a sane network
@@ -142,6 +142,33 @@ def check_model(build: Callable[[int], Any], input_size: tuple[int, int, int]) -
     with torch.inference_mode():
         _require(tuple(module.eval()(images).shape) == (2, 3), "reset_classifier(3) does not give 3 classes")
     torch.export.export(module, (images,))
+
+
+def check_pass(spelling: str, module: Any, spec: ModelSpec, context: PassContext, images: Any) -> None:
+    """A pass on one network: it leaves that alone, gives another that computes and exports, and the same one for the same seed.
+
+    ``module`` is in eval mode; ``images`` (B, C, H, W) float32 tensors of ``spec``'s input size.
+    """
+    import torch
+
+    one: Pass = _leaf("pass", spelling)
+    _require(one.needs <= {"calibration", "training", "teacher"}, f"needs is {sorted(one.needs)}, not of calibration, training, teacher")
+    state = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    with torch.inference_mode():
+        before = module(images)  # (B, K)
+    first, changed = one(module, spec, context)
+    again, _ = one(module, spec, context)
+    _require(first is not module, "it returned the module that it was given: work on a copy")
+    same = state.keys() == module.state_dict().keys() and all(torch.equal(state[k], t) for k, t in module.state_dict().items())
+    with torch.inference_mode():
+        _require(same and bool(torch.equal(before, module(images))), "it changed the module that it was given")
+        size = changed.preprocessing.input_size
+        resized = torch.nn.functional.interpolate(images, size[1:]) if size != spec.preprocessing.input_size else images
+        logits = first.eval()(resized)  # (B, K)
+        _require(tuple(logits.shape) == (len(images), changed.num_classes), f"logits are {tuple(logits.shape)} after it")
+        _require(bool(torch.isfinite(logits).all()) and float(logits.abs().max()) > 1e-6, "logits vanish or are not finite after it")
+        _require(bool(torch.allclose(logits, again.eval()(resized), rtol=1e-4, atol=1e-5)), "the same seed gives another network")
+    torch.export.export(first, (resized,), strict=False)
 
 
 def check_transport(spelling: str, workdir: Path) -> None:

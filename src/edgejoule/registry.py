@@ -24,6 +24,7 @@ PACKAGES = {
     "backend": "edgejoule.compile",
     "transport": "edgejoule.fleet",
     "model": "edgejoule.zoo",
+    "pass": "edgejoule.optimize",
 }
 LONGEST = 4096  # characters of one spelling; ast recurses, and no honest spelling is longer
 

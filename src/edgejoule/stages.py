@@ -37,9 +37,10 @@ from edgejoule.records import (
     Protocol,
     Screened,
     Trial,
+    Variant,
     Workload,
 )
-from edgejoule.seams import Backend
+from edgejoule.seams import Backend, PassContext
 from edgejoule.study_file import MeasurePlan, ScreenPlan
 
 if TYPE_CHECKING:  # SQLAlchemy, which doctor and screen do without
@@ -108,21 +109,24 @@ class LazyExport:
         return Path(self._export.onnx)
 
 
-def compile_model(spec: ModelSpec, backends: Sequence[str], plan: MeasurePlan, weights: str, bench: Bench) -> Iterator[Artifact | Failure]:
-    """One model for each backend: an artifact, or the reason why there is none."""
+def compile_model(
+    spec: ModelSpec, backends: Sequence[str], plan: MeasurePlan, weights: str, bench: Bench, recipe: str = ""
+) -> Iterator[Artifact | Failure]:
+    """One model, changed by a recipe, for each backend: an artifact, or the reason why there is none."""
     from edgejoule import zoo
     from edgejoule.compile.build import build
     from edgejoule.compile.export import TorchExport
 
     try:
-        variant = zoo.identify(spec, bench.seed, weights)
+        variant = replace(zoo.identify(spec, bench.seed, weights), recipe=registry.canonical(recipe))
     except OF_ONE_MODEL as error:
-        yield from (Failure(spec.name, backend, "build", str(error)) for backend in backends)
+        name = f"{spec.name} | {recipe}" if recipe else spec.name
+        yield from (Failure(name, backend, "build", str(error)) for backend in backends)
         return
     crops, _ = data.write_crops(plan.images, spec.preprocessing, writable(bench.cache / "images"))
     shape = (plan.batch, *spec.preprocessing.input_size)
     with ExitStack() as scratch:
-        export = LazyExport(lambda: TorchExport(zoo.build(variant), shape, _scratch(bench.cache, scratch), name=spec.name))
+        export = LazyExport(lambda: TorchExport(optimized(variant, bench), shape, _scratch(bench.cache, scratch), name=variant.label))
         for backend in backends:
             try:
                 yield build(
@@ -137,6 +141,22 @@ def compile_model(spec: ModelSpec, backends: Sequence[str], plan: MeasurePlan, w
                 )
             except OF_ONE_MODEL as error:
                 yield Failure(variant.label, backend, "compile", str(error))
+
+
+def optimized(variant: Variant, bench: Bench) -> Any:
+    """The variant's network after its recipe: an nn.Module in eval mode. Raises ModelError and SpecError."""
+    from edgejoule import zoo
+    from edgejoule.optimize.recipe import apply
+
+    module = zoo.build(variant)
+    if not variant.recipe:
+        return module
+    with tempfile.TemporaryDirectory() as workdir:
+        context = PassContext(fit=None, teacher=None, data=None, seed=variant.seed, workdir=Path(workdir))
+        module, spec = apply(variant.recipe, module, variant.spec, context)
+    if spec.preprocessing != variant.spec.preprocessing:
+        raise ModelError(f"the recipe {variant.recipe} gives {spec.name} other images than it was made for: leave that pass out")
+    return module
 
 
 def _scratch(cache: Path, stack: ExitStack) -> Path:
@@ -261,13 +281,16 @@ def run_trial(entrant: Entrant, key: str, protocol: Protocol, threads: int, repe
     return answer
 
 
-def check(plan: MeasurePlan, backends: Sequence[str]) -> None:
-    """Raises before any work for what would stop it later: a backend, profile, image source or meter that is not there."""
+def check(plan: MeasurePlan, backends: Sequence[str], recipes: Sequence[str] = ()) -> None:
+    """Raises before any work for what would stop it later: a backend, pass, profile, image source or meter that is not there."""
     from edgejoule.measure.meters import open_meter
     from edgejoule.measure.protocols import profile
+    from edgejoule.optimize.recipe import check as check_recipe
 
     for backend in backends:
         registry.create("backend", backend)
+    for recipe in recipes:
+        check_recipe(recipe)
     profile(plan.profile)
     data.source(plan.images)
     asked = registry.parse(plan.meter)

@@ -25,7 +25,7 @@ def run_study(study: Study, out: Path, bench: Bench | None = None, command: str 
     bench = bench or Bench(seed=study.study.seed)
     check_writable(out)
     for plan in study.measure:
-        stages.check(plan, study.compile.backends)
+        stages.check(plan, study.compile.backends, study.optimize.recipes)
     with Store.open(out / NAME) as store:
         run = store.begin_run(study.study.name, study.text, command, __version__)
         specs = screen(study, store, run, bench)
@@ -52,12 +52,13 @@ def screen(study: Study, store: Store, run: int, bench: Bench) -> tuple[ModelSpe
 def compile_all(
     study: Study, specs: tuple[ModelSpec, ...], plan: MeasurePlan, store: Store, run: int, bench: Bench
 ) -> tuple[Artifact, ...]:
-    """Every kept model on every backend; what fails is stored with its reason and left out."""
+    """Every kept model through every recipe on every backend; what fails is stored with its reason and left out."""
     artifacts: list[Artifact] = []
-    done, total = 0, len(specs) * len(study.compile.backends)
-    for spec in specs:
-        bench.notify(Event("compile", spec.name, done, total))
-        for result in stages.compile_model(spec, study.compile.backends, plan, study.screen.weights, bench):
+    variants = [(spec, recipe) for spec in specs for recipe in dict.fromkeys(study.optimize.recipes)]
+    done, total = 0, len(variants) * len(study.compile.backends)
+    for spec, recipe in variants:
+        bench.notify(Event("compile", f"{spec.name} | {recipe}" if recipe else spec.name, done, total))
+        for result in stages.compile_model(spec, study.compile.backends, plan, study.screen.weights, bench, recipe):
             done += 1
             if isinstance(result, Failure):
                 store.add_failure(run, result)

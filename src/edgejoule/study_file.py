@@ -58,6 +58,13 @@ class ScreenPlan:
 
 
 @dataclass(frozen=True, slots=True)
+class OptimizePlan:
+    """``[optimize]``: the recipes that every kept model goes through, each on its own; the empty one leaves the network as it is."""
+
+    recipes: tuple[str, ...] = ("",)
+
+
+@dataclass(frozen=True, slots=True)
 class CompilePlan:
     """``[compile]``: which backends every kept model is compiled for."""
 
@@ -79,12 +86,16 @@ class MeasurePlan:
 
 @dataclass(frozen=True, slots=True)
 class RankPlan:
-    """``[rank]``: the metric and its exponents, and the model that energy saved is counted against."""
+    """``[rank]``: the metric and its exponents, and the model that energy saved is counted against.
+
+    ``beside`` names a published table (``edgevit_table2``) whose latencies are printed beside those measured here.
+    """
 
     metric: str = "sam"
     a: float = 5.0
     b: float = 5.0
     baseline: str = ""
+    beside: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +104,7 @@ class Study:
 
     study: About
     screen: ScreenPlan
+    optimize: OptimizePlan = field(default_factory=OptimizePlan)
     compile: CompilePlan = field(default_factory=CompilePlan)
     measure: tuple[MeasurePlan, ...] = (MeasurePlan(),)
     rank: RankPlan = field(default_factory=RankPlan)
@@ -130,7 +142,7 @@ def parse_study(text: str, path: str) -> Study:
     except RecursionError as error:
         raise StudyError(f"{path}: the file is nested too deeply to be a study") from error
     where = _Where(path, text)
-    kinds: dict[str, Any] = {"study": About, "screen": ScreenPlan, "compile": CompilePlan, "measure": MeasurePlan, "rank": RankPlan}
+    kinds = ("study", "screen", "optimize", "compile", "measure", "rank")
     for table in raw:
         if table not in kinds:
             raise where.error("", table, 0, f"unknown table [{table}]: expected {', '.join(kinds)}")
@@ -142,6 +154,7 @@ def parse_study(text: str, path: str) -> Study:
     study = Study(
         study=_table(About, raw["study"], "study", where),
         screen=_table(ScreenPlan, raw["screen"], "screen", where),
+        optimize=_table(OptimizePlan, raw.get("optimize", {}), "optimize", where),
         compile=_table(CompilePlan, raw.get("compile", {}), "compile", where),
         measure=tuple(_table(MeasurePlan, entry, "measure", where, nth) for nth, entry in enumerate(measures)),
         rank=_table(RankPlan, raw.get("rank", {}), "rank", where),
@@ -220,6 +233,10 @@ def _check_values(study: Study, where: _Where) -> None:
     screen = study.screen
     if bool(screen.pool) == bool(screen.models):
         raise where.error("screen", "pool" if screen.pool else "models", 0, "give either pool or models")
+    if not study.optimize.recipes:
+        raise where.error("optimize", "recipes", 0, 'name at least one recipe; "" leaves the network as it is')
+    for text in study.optimize.recipes:
+        _recipe(text, partial(where.error, "optimize", "recipes", 0))
     if not study.compile.backends:
         raise where.error("compile", "backends", 0, "name at least one backend")
     if not re.fullmatch(r"(?!\.+$)[\w.-]+", study.study.name):
@@ -265,5 +282,12 @@ def with_measure(study: Study, meter: str | None = None, profile: str | None = N
 def _spelling(text: str, error: Callable[[str], StudyError]) -> None:
     try:
         registry.parse(text)
+    except EdgejouleError as problem:
+        raise error(str(problem)) from problem
+
+
+def _recipe(text: str, error: Callable[[str], StudyError]) -> None:
+    try:
+        registry.parse_recipe(text)
     except EdgejouleError as problem:
         raise error(str(problem)) from problem

@@ -4,4 +4,5 @@ LEAVES = {
     "eager": "edgejoule.compile.eager:Eager",
     "onnxruntime": "edgejoule.compile.onnxruntime:OnnxRuntime",
     "openvino": "edgejoule.compile.openvino:OpenVino",
+    "torchscript": "edgejoule.compile.torchscript:TorchScript",
 }

@@ -2,7 +2,8 @@
 
 ``profile("standard(window_s=5, repeats_max=6)")`` is the standard with a shorter window. The numbers of ``standard`` and
 ``publish`` are those of the project's measuring reference (warm-up, idle, window, repeats), ``paper`` is E3P-ViT's
-(arXiv 2511.23166: three trials of 1000 images). Knows no clock, no meter and no model.
+(arXiv 2511.23166: three trials of 1000 images), ``edgevit`` EdgeViT's (arXiv 2205.03436: 50 runs of one image).
+Knows no clock, no meter and no model.
 """
 
 from __future__ import annotations
@@ -73,6 +74,21 @@ PROFILES: dict[str, Protocol] = {
         latency_half_width=0.01,
         energy_half_width=0.02,
         images=1000,
+    ),
+    # EdgeViT's Table 2: the mean of 50 inferences of one image each, here in three processes.
+    "edgevit": Protocol(
+        name="edgevit",
+        warmup_s=1.0,
+        warmup_inferences=10,
+        warmup_cap_s=20.0,
+        idle_s=1.0,
+        window_s=0.0,
+        window_inferences=1,
+        repeats_min=3,
+        repeats_max=3,
+        latency_half_width=0.01,
+        energy_half_width=0.02,
+        images=50,
     ),
 }
 WHOLE = ("warmup_inferences", "window_inferences", "repeats_min", "repeats_max", "images")
