@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -13,9 +12,6 @@ from torch.nn import functional
 from edgejoule.errors import ModelError, UnknownNameError
 from edgejoule.screen.cost import count
 from edgejoule.zoo import dense
-
-for name in ("edgevit", "pvt_v1"):  # importing them registers their networks with timm
-    importlib.import_module(f"edgejoule.zoo.{name}")
 
 # Tables 5 and 6 as printed, M parameters and G multiply-adds at 512 x 512: RetinaNet, Mask R-CNN, Semantic FPN, its MACs.
 # RetinaNet with XXS is printed as 13.1, a slip: the same sum that gives the other twenty gives 13.40.

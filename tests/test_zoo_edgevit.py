@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from edgejoule import contracts, data, records, zoo
-from edgejoule.errors import ModelError
 from edgejoule.compile.export import TorchExport
+from edgejoule.errors import ModelError
 from edgejoule.screen.cost import count
 from edgejoule.zoo import edgevit_complexity, live, torchvision
 from edgejoule.zoo.edgevit import ConditionalPosition, EdgeViT, Parts
@@ -181,6 +181,20 @@ def test_a_checkpoint_that_does_not_fit_names_every_key(tmp_path: Path) -> None:
     for key in (*gone, "blocks3.3.SelfAttn.norm1.weight", "pos_embed", "head.weight (10, 288) instead of (1000, 288)"):
         assert key in str(caught.value)
     assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
+
+
+def test_one_wrong_key_is_enough(tmp_path: Path) -> None:
+    whole = checkpoint()
+    wrong = {
+        "missing: head.bias": {key: tensor for key, tensor in whole.items() if key != "head.bias"},
+        "unexpected: more.bias": {**whole, "more.bias": torch.ones(1)},
+        "mis-shaped: norm.bias": {**whole, "norm.bias": torch.ones(1)},
+    }
+    model = timm.create_model("edgevit_xxs")
+    for says, state in wrong.items():
+        torch.save(state, path := tmp_path / "weights.pth")
+        with pytest.raises(ModelError, match=says):
+            load_released_weights(model, path)
 
 
 def test_files_and_models_that_cannot_be_are_refused(tmp_path: Path) -> None:

@@ -15,11 +15,12 @@ from edgejoule.catalog import find_model
 from edgejoule.caveats import caveat
 from edgejoule.errors import EdgejouleError, RankError
 from edgejoule.records import Accuracy, Failure, Measurement, ModelSpec, Ranking, Screened, Trial
-from edgejoule.study_file import RankPlan, parse_study
+from edgejoule.study_file import BESIDE, RankPlan, parse_study
 
 if TYPE_CHECKING:  # the store brings SQLAlchemy, which ranking a table does without
     from edgejoule.rank.groups import GroupKey
     from edgejoule.rank.table import Entry
+    from edgejoule.reproduce import Beside
     from edgejoule.store import Store
 
 
@@ -33,6 +34,7 @@ class Outcome:
     measurements: tuple[Measurement, ...]
     rankings: tuple[Ranking, ...]
     failures: tuple[Failure, ...]
+    beside: tuple[Beside, ...] = ()  # where the study asks for a printed table's latencies
 
 
 def measurements(store: Store) -> tuple[Measurement, ...]:
@@ -113,6 +115,23 @@ def rank_source(source: Path | str, plan: RankPlan, sensitive: bool = False) -> 
     return (rank(entries, title=Path(source).name, **options),), tables
 
 
+def besides(found: Sequence[Measurement], plan: RankPlan) -> tuple[Beside, ...]:
+    """The measured latencies beside the printed ones of ``plan.beside``, once for each backend, recipe and way of measuring."""
+    from edgejoule.reproduce import beside
+
+    if not plan.beside:
+        return ()
+    column = BESIDE[plan.beside]
+    factor = 1e3 if column.endswith("_ms") else 1.0
+    groups: dict[str, dict[str, float]] = {}
+    for one in found:
+        recipe = one.variant.partition(" | ")[2]
+        how = f"{one.backend}, batch {one.workload.batch}, {one.protocol}"
+        label = f"{recipe} @ {how}" if recipe else how
+        groups.setdefault(label, {})[one.model] = factor * one.latency_s.value  # of one model measured again, the newest
+    return tuple(replace(beside(figures, plan.beside, column), label=label) for label, figures in groups.items())
+
+
 def is_store(source: Path | str) -> bool:
     """Whether a path or URL names a results store and not a table."""
     if "://" in str(source):
@@ -130,7 +149,7 @@ def outcome_of(store: Store, plan: RankPlan, report: Path | None, command: str) 
 
     found = measurements(store)
     failures = (*store.failures(), *unranked(found))
-    outcome = Outcome(Path(store.where), report, store.screened(), found, rankings(store, found, plan), failures)
+    outcome = Outcome(Path(store.where), report, store.screened(), found, rankings(store, found, plan), failures, besides(found, plan))
     if report is not None:
         _write_page(store, outcome, report, command)
     return outcome
@@ -151,6 +170,7 @@ def _write_page(store: Store, outcome: Outcome, page: Path, command: str) -> Non
         artifacts=tuple(artifact for sha256, artifact in store.artifacts().items() if sha256 in measured),
         screened=outcome.screened,
         failures=outcome.failures,
+        beside=outcome.beside,
         environments=tuple(environments.values()),
         study_text=study.text if study else "",
         command=study.command if study else command,

@@ -26,6 +26,13 @@ else:
 
 T = TypeVar("T")
 METRICS = ("sam", "efficiency", "netscore", "energy", "latency", "accuracy")
+# Printed latencies that a study's own may stand beside: the table's column, which ends with its unit.
+BESIDE = {
+    "edgevit_table2": "cpu_latency_mean_ms",
+    "edgevit_table3": "cpu_latency_mean_ms",
+    "edgevit_table7": "cpu_latency_mean_s",
+    "edgevit_table8": "cpu_latency_mean_s",
+}
 LARGEST = 1e300  # a larger number in a study is a slip, and would overflow what is computed from it
 MOST_THREADS = 1024
 
@@ -247,6 +254,8 @@ def _check_values(study: Study, where: _Where) -> None:
         raise where.error("rank", "metric", 0, f"{study.rank.metric!r} is not one of {', '.join(METRICS)}")
     if study.rank.a < 0 or study.rank.b <= 0:
         raise where.error("rank", "a" if study.rank.a < 0 else "b", 0, "expected a of at least 0 and b above 0")
+    if study.rank.beside and study.rank.beside not in BESIDE:
+        raise where.error("rank", "beside", 0, f"{study.rank.beside!r} is not one of {', '.join(BESIDE)}")
     for text in study.compile.backends:
         _spelling(text, partial(where.error, "compile", "backends", 0))
     for nth, plan in enumerate(study.measure):

@@ -8,7 +8,6 @@ Every parameter concerned must be used once. Knows no architecture; changes no m
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -81,7 +80,6 @@ class _Search:
         self._module = module
         signature = program.graph_signature
         self._names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}  # placeholder -> "stem.conv.weight"
-        self._uses = Counter(id(p) for _, p in module.named_parameters(remove_duplicate=False))
 
     def maps_of(self, node: Node) -> tuple[str, Node, int, bool, bool]:
         """Of a node that maps channels: (module, its input, the axis of channels, is it a norm, is its shift zero); else KeyError."""
@@ -174,12 +172,12 @@ class _Search:
         if field != "weight" or not self._once(node.args[1]):
             return None
         layer = self._module.get_submodule(name)
-        if not isinstance(layer, (nn.Linear, _ConvNd)) or self._uses[id(layer.weight)] != 1:
+        if not isinstance(layer, (nn.Linear, _ConvNd)):
             return None
         bias = node.args[2] if len(node.args) > 2 else None
         if bias is None:
             return name if layer.bias is None and _reads_bias(layer) else None
-        own = self._owner(bias) == (name, "bias") and self._once(bias) and self._uses[id(layer.bias)] == 1
+        own = self._owner(bias) == (name, "bias") and self._once(bias)
         return name if own else None
 
     def _owner(self, node: Any) -> tuple[str, str]:

@@ -9,7 +9,8 @@ from collections.abc import Iterable, Sequence
 
 from edgejoule.records import Artifact, Caveat, Environment, Failure, Measurement, Screened
 from edgejoule.report import format as f
-from edgejoule.report.cells import BOUNDS, Cell, Head, esc, interval_cell, label_cell, number_cell, table, text_cell
+from edgejoule.report.cells import BOUNDS, Cell, Head, esc, interval_cell, label_cell, number_cell, section, table, text_cell
+from edgejoule.report.reproduction import Beside, rank_correlation
 
 SEVERITY = {"reject": "left out", "warn": "warning", "note": "note"}
 GLOSSARY = (
@@ -79,6 +80,23 @@ def measurements_table(measurements: Sequence[Measurement]) -> str:
     heads += [Head(title) for title in ("Weights", "Precision", "Grade", "Scope", "Meter", "Device and workload")]
     rows = [_measurement_row(m) for m in measurements]
     return table(heads, rows, f"Every measurement; {BOUNDS}") if rows else ""
+
+
+def beside_section(found: Beside) -> str:
+    """Latencies measured here beside a printed table's, with their rank correlation."""
+    unit = found.column.rpartition("_")[2]
+    heads = (Head("Model", pin=True), Head(f"Here, {unit}", "", True), Head(f"Printed, {unit}", "", True), Head("Here / printed", "", True))
+    rows = [
+        (
+            text_cell(row.model),
+            number_cell(f.plain_number(row.here), row.here),
+            number_cell(f"{row.paper:g}", row.paper),
+            number_cell(f.plain_number(row.ratio), row.ratio),
+        )
+        for row in found.rows
+    ]
+    about = f"{esc(found.label)}. {esc(rank_correlation(found))}; 1 is the same order, 0 is none."
+    return section("Beside the published table", table(heads, rows, f"{found.column} of {found.table}"), about)
 
 
 def artifacts_table(artifacts: Sequence[Artifact]) -> str:

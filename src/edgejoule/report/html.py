@@ -85,6 +85,7 @@ def _body(report: Report) -> str:
             "Caveats", evidence.caveat_cards(_caveats(report)), "What could make these figures wrong, and what to do about it.", "caveats"
         )
         + section("What could not go on", evidence.failures_list(report.failures), "The rest of the study went on without these.")
+        + "".join(evidence.beside_section(found) for found in report.beside)
         + section("Every measurement", evidence.measurements_table(report.measurements), everything)
         + section("What was compiled", evidence.artifacts_table(report.artifacts), "Each file beside the network, on real photographs.")
         + section("Stage 1: choosing candidates", evidence.screened_table(report.screened), stage1)

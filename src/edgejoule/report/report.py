@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from edgejoule.records import Artifact, Caveat, Environment, Failure, Measurement, Ranking, Screened
+from edgejoule.report.reproduction import Beside
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +22,7 @@ class Report:
     failures: tuple[Failure, ...] = ()
     environments: tuple[Environment, ...] = ()
     caveats: tuple[Caveat, ...] = ()
+    beside: tuple[Beside, ...] = ()
     study_text: str = ""
     command: str = ""
     created_at: float = 0.0

@@ -113,6 +113,8 @@ class Beside(Protocol):
     def kendall(self) -> float | None: ...
     @property
     def unmatched(self) -> Sequence[str]: ...
+    @property
+    def label(self) -> str: ...
 
 
 def reproduction(found: Reproduction, width: int | None = None) -> str:
@@ -153,10 +155,15 @@ def beside(found: Beside, width: int | None = None) -> str:
     """Figures measured here beside the printed column, their ratio, and the rank correlations."""
     columns = (Column("model"), Column("here", right=True), Column("paper", right=True), Column("here / paper", right=True))
     rows = tuple((r.model, f.plain_number(r.here), f"{r.paper:g}", f.plain_number(r.ratio)) for r in found.rows)
-    notes = [f"order of {found.n} models: Spearman {_tau(found.spearman)}, Kendall tau-b {_tau(found.kendall)}"]
+    notes = [rank_correlation(found)]
     if found.unmatched:
         notes.append(f"not in the printed table: {', '.join(found.unmatched)}")
-    return t.terminal(Table(f"{found.column} beside {found.table}", columns, rows, notes=tuple(notes)), width)
+    return t.terminal(Table(f"{found.column} beside {found.table}", columns, rows, found.label, tuple(notes)), width)
+
+
+def rank_correlation(found: Beside) -> str:
+    """How far both columns put the models in one order, as a sentence."""
+    return f"order of {found.n} models: Spearman {_tau(found.spearman)}, Kendall tau-b {_tau(found.kendall)}"
 
 
 def _checks_table(section: Section) -> Table:

@@ -37,6 +37,7 @@ class Beside:
     spearman: float | None
     kendall: float | None
     unmatched: tuple[str, ...] = ()  # names given that no row of the table has
+    label: str = ""  # how the figures here were measured
 
 
 def beside(figures: Mapping[str, float], table: str = "edgevit_table2", column: str = "cpu_latency_mean_ms") -> Beside:

@@ -11,7 +11,10 @@ from edgejoule.progress import Progress
 from edgejoule.verbs.options import Json, Model, bench_of, print_json, print_text
 
 
-def zoo_list(pool: Annotated[str, typer.Option(help="Only this pool: e3p, edgevit, edgevit_coco, edgevit_ade20k, guide.")] = "", as_json: Json = False) -> None:
+def zoo_list(
+    pool: Annotated[str, typer.Option(help="Only this pool: e3p, edgevit, edgevit_coco, edgevit_ade20k, guide.")] = "",
+    as_json: Json = False,
+) -> None:
     """List the catalog: published accuracy, params and MACs, and their source."""
     from edgejoule import catalog
     from edgejoule.plain import encode

@@ -40,7 +40,7 @@ def run(
 ) -> None:
     """Run a whole study: screen, compile, measure, rank, report. Run it again to resume."""
     from edgejoule.plain import encode
-    from edgejoule.report import text
+    from edgejoule.report import reproduction, text
     from edgejoule.study import load_study, run_study
     from edgejoule.study_file import with_measure
 
@@ -52,9 +52,10 @@ def run(
         outcome = run_study(chosen, folder, bench_of(cache, progress, chosen.study.seed), command_line())
     if as_json:
         files = {"study": chosen.study.name, "store": str(outcome.store), "report": str(outcome.report)}
-        print_json(files | encode({"rankings": outcome.rankings, "failures": outcome.failures}))
+        print_json(files | encode({"rankings": outcome.rankings, "failures": outcome.failures, "beside": outcome.beside}))
     else:
         print_text(text.rankings(outcome.rankings) + text.failures(outcome.failures))
+        print_text("\n".join(reproduction.beside(found) for found in outcome.beside))
         print_text(f"\nresults  {outcome.store}\nreport   {outcome.report}\n")
         test = f"edgejoule rank {outcome.store} --sensitivity; " if any(found.rows[0].sam for found in outcome.rankings) else ""
         print_text(f"Next: open {outcome.report} in a browser; {test}edgejoule run e3p_vit")

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from edgejoule.progress import Progress
 from edgejoule.verbs.options import Json, check_finite, command_line, print_json, print_text
 
 
@@ -58,6 +59,24 @@ def report(
         print_text(text.csv_rows(outcome.rankings))
     else:
         print_text(f"report   {outcome.report}")
+
+
+def reproduce(
+    paper: Annotated[str, typer.Argument(metavar="PAPER", help="edgevit (arXiv 2205.03436) or e3p (arXiv 2511.23166).")],
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown tables.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Recompute a paper's tables and claims from their own numbers and from the built models, every disagreement shown."""
+    from edgejoule.plain import encode
+    from edgejoule.report import reproduction
+    from edgejoule.reproduce import reproduce as recompute
+
+    with Progress() as progress:
+        found = recompute(paper, progress.notify)
+    if as_json:
+        print_json(encode(found))
+    else:
+        print_text(reproduction.markdown(found) if markdown else reproduction.reproduction(found))
 
 
 def store_info(source: Annotated[str, typer.Argument(metavar="STORE")], as_json: Json = False) -> None:
