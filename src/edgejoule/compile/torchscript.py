@@ -1,7 +1,7 @@
 """Backend: TorchScript on the CPU, traced and frozen, as a full file or the mobile-lite one that EdgeViT's paper timed. Needs torch.
 
-The file is code: it is loaded only if its sha256 is the manifest's. Freezing folds BatchNorm into convolutions. The executor
-profiles the first inference and compiles at the second, so both are slow: measure after a warm-up. A trace holds the CPU's name
+The file is code: it is loaded only if its sha256 is the manifest's. Freezing folds BatchNorm into the convolution before it. The full
+executor profiles the first inference and compiles at the second, so both are slow: measure after a warm-up. A trace holds the CPU's name
 and the batch, hence no ``device="cuda"`` here. The lite file is not rewritten for XNNPACK (``optimize_for_mobile``): the paper
 does not say that it was, and torch's own x86 builds come without XNNPACK. Threads are torch's, process-wide. Knows no cache.
 """
@@ -80,7 +80,7 @@ class TorchScript:
 
 
 class TorchScriptSession:
-    """``infer`` takes (B, C, H, W) float32 and returns {"logits": (B, K) float32}. The first two inferences are slow."""
+    """``infer`` takes (B, C, H, W) float32 and returns {"logits": (B, K) float32}. A full file's first two inferences are slow."""
 
     def __init__(self, path: Path, lite: bool, optimize: bool, threads: int) -> None:
         import torch

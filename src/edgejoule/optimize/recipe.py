@@ -38,4 +38,5 @@ def apply(recipe: str, module: Any, spec: ModelSpec, context: PassContext) -> tu
         except Exception as error:  # a third party's pass may raise anything: name it, and other variants go on
             said = " ".join(str(error).split())[:300]
             raise ModelError(f"the pass {text} raised {type(error).__name__} on {spec.name}: {said}; leave it out of the recipe") from error
-    return module.eval(), spec
+    module.eval()  # its result is not used: some networks' own train() returns nothing
+    return module, spec

@@ -19,6 +19,8 @@ import timm  # noqa: E402
 import timm.data  # noqa: E402
 import timm.models  # noqa: E402
 
+LONGEST = 600  # characters of another library's message
+
 
 @dataclass(frozen=True, slots=True)
 class TimmModel:
@@ -35,7 +37,7 @@ class TimmModel:
         try:
             module: torch.nn.Module = timm.create_model(self.name, num_classes=num_classes, **options)
         except (RuntimeError, TypeError, ValueError, AssertionError, KeyError, OSError) as error:
-            raise ModelError(f"timm cannot build {self.name}: {_first_line(error)}; expected a name and options that timm takes") from error
+            raise ModelError(f"timm cannot build {self.name}: {_said(error)}; expected a name and options that timm takes") from error
         return module
 
     def config(self) -> dict[str, Any]:
@@ -95,5 +97,7 @@ def _require(name: str) -> None:
         raise UnknownNameError("timm model", name, tags, f"timm has {', '.join(tags) or 'no weights tag for it'}") from error
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+def _said(error: BaseException) -> str:
+    """Its message on one line; torch lists the keys that do not fit a network below the first line."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"

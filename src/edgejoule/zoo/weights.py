@@ -109,15 +109,18 @@ def recall(sha256: str) -> Path | None:
     return path
 
 
-def read_state(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a checkpoint by name. Raises ModelError for a file that is damaged or holds more than tensors."""
+def read_state(path: Path, use_ema: bool = True) -> dict[str, torch.Tensor]:
+    """The tensors of a checkpoint by name; of a training run's, the averaged weights unless ``use_ema`` is False.
+
+    Raises ModelError for a file that is damaged or holds more than tensors.
+    """
     import pickle
 
     from safetensors import SafetensorError
     from timm.models import load_state_dict
 
     try:
-        state = load_state_dict(str(path), weights_only=True)
+        state = load_state_dict(str(path), use_ema=use_ema, weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ModelError(
