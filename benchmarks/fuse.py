@@ -124,7 +124,7 @@ def rows_of(name: str, runtimes: Sequence[str], rounds: int, threads: int) -> li
                     "low": low,
                     "high": high,
                     "rounds": rounds,
-                    "fused": {key: getattr(done, key) for key in ("norms", "layer_scales", "residuals", "blocks", "error")},
+                    "fused": {key: getattr(done, key) for key in ("norms", "layer_scales", "residuals", "blocks", "error", "exact_error")},
                 }
             )
             show(rows[-1])

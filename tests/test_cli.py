@@ -108,6 +108,12 @@ def test_doctor_says_what_is_missing() -> None:
         (("rank", "postgresql+psycopg://somebody:secret@127.0.0.1:1/none"), "somebody:***@"),
         (("compile", "vit_small", "--out", "."), "there already"),
         (("measure", "vit_small", "--meter", "none(x=1)"), "takes no options"),
+        (("reproduce", "edgevitt"), "did you mean edgevit?"),
+        (("reproduce", "edgevitt", "--json"), "did you mean edgevit?"),
+        (("compile", "edgevit_xxs", "--recipe", "nonsense"), "no pass is called 'nonsense'"),
+        (("compile", "edgevit_xxs", "--recipe", "fuse("), "cannot read 'fuse('"),
+        (("measure", "edgevit_xxs", "--recipe", "fuze", "--meter", "none"), "did you mean fuse?"),
+        (("measure", ".", "--recipe", "fuse", "--meter", "none"), "leave --recipe out"),
     ],
 )
 def test_a_users_error_is_one_sentence(args: tuple[str, ...], said: str, tmp_path: Path) -> None:
@@ -158,3 +164,73 @@ def test_reading_an_empty_file_leaves_it_empty(tmp_path: Path) -> None:
     (tmp_path / "t.csv").touch()
     assert "empty" in refused("report", "t.csv", cwd=tmp_path)
     assert (tmp_path / "t.csv").read_bytes() == b"" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_reproduce_prints_text_markdown_and_json() -> None:
+    found = value("reproduce", "e3p")
+    assert {"name", "title", "source", "sections", "disagreements", "counts"} <= set(found) and found["name"] == "e3p"
+    names = {check["name"]: check for section in found["sections"] for check in section["checks"]}
+    assert names["e3p.survivors"]["recomputed"] == "13" and names["e3p.survivors"]["verdict"] == "agrees"
+    assert found["counts"]["disagrees"] == len(found["disagreements"])
+    shown = edgejoule("reproduce", "e3p")
+    assert shown.returncode == 0 and f"Disagreements: {len(found['disagreements'])}" in shown.stdout and "DISAGREES" in shown.stdout
+    assert "LeViT_Conv_192" in shown.stderr  # what is being counted
+    assert edgejoule("reproduce", "e3p", "--markdown").stdout.startswith("# Energy-Efficient Vision Transformer")
+
+
+STUDY = """
+[study]
+name = "s"
+[screen]
+models = ['timm(name="test_vit")', "MobileNet-v3-0.75"]
+[optimize]
+recipes = ["", "fuse"]
+[compile]
+backends = ["torchscript"]
+[[measure]]
+profile = "quick(window_s=0.1, idle_s=0.05, warmup_s=0.05)"
+meter = "none"
+images = "photos(n=2)"
+[rank]
+metric = "latency"
+beside = "edgevit_table2"
+"""
+
+
+@pytest.mark.study
+def test_a_study_prints_its_latencies_beside_a_published_table_and_its_page_and_json_hold_them(tmp_path: Path) -> None:
+    (tmp_path / "s.toml").write_text(STUDY)
+    done = edgejoule("run", "s.toml", "--out", "out", "--cache", "cache", cwd=tmp_path, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("cpu_latency_mean_ms beside edgevit_table2") == 2
+    assert done.stdout.count("order of 1 model: Spearman –") == 2 and "not in the printed table: test_vit" in done.stdout
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert page.count("Beside the published table") == 2 and "medians: fuse @ torchscript" in page
+    again = value("run", "s.toml", "--out", "out", "--cache", "cache", cwd=tmp_path)
+    assert [len(table["rows"]) for table in again["beside"]] == [18, 18]
+    for table in again["beside"]:
+        here = {row["model"]: row for row in table["rows"] if row["here"]}
+        assert set(here) == {"MobileNet-v3 0.75"} and here["MobileNet-v3 0.75"]["paper"] == 23.0
+    assert value("report", "out/results.sqlite", cwd=tmp_path)["beside"] == again["beside"]
+
+
+TINY = 'timm(name="test_vit")'
+
+
+def recipe_options(tmp_path: Path) -> tuple[str, ...]:
+    return "--backend", "torchscript", "--recipe", "fuse", "--images", "photos(n=2)", "--cache", str(tmp_path / "cache")
+
+
+def test_compile_takes_a_recipe_and_what_it_made_does_not(tmp_path: Path) -> None:
+    made = value("compile", TINY, *recipe_options(tmp_path), "--out", str(tmp_path / "made"))["artifacts"][0]
+    assert made["variant"]["recipe"] == "fuse" and made["parity"]["max_rel"] < 1e-4
+    said = refused("measure", str(tmp_path / "made"), "--recipe", "fuse", "--meter", "none")
+    assert "compiled already" in said and "leave --recipe out" in said
+
+
+@pytest.mark.study
+def test_measure_takes_a_recipe(tmp_path: Path) -> None:
+    quick = ("--profile", "quick(window_s=0.1, idle_s=0.05, warmup_s=0.05)", "--meter", "none")
+    found = value("measure", TINY, *recipe_options(tmp_path), *quick)
+    assert found["variant"].startswith("test_vit.r160_in1k | fuse") and found["energy_j"] is None
+    assert set(found["latency_s"]) == {"value", "low", "high", "n"}

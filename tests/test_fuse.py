@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ def checked(network: nn.Module, size: tuple[int, int, int] = SIZE) -> Fused:
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     images = torch.randn(3, *size, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        assert distance(fused(images), network(images)) < 1e-5
+        assert distance(fused(images.clone()), network(images.clone())) < 1e-5
     again = fused_report(fused, size)[1]
     assert (again.norms, again.layer_scales, again.residuals, again.blocks, again.error) == (0, 0, 0, 0, 0.0)
     assert not fused.training
@@ -249,6 +250,25 @@ def test_a_scaled_weight_is_not_the_layers_own() -> None:
     assert fused_report(network, SIZE)[1].norms == 0
 
 
+@pytest.mark.parametrize("eps", [1e-5, 0.1])
+def test_a_norm_whose_statistics_another_module_reads_stays(eps: float) -> None:
+    def forward(n: Any, x: Tensor) -> Tensor:
+        return nn.functional.batch_norm(n.conv(x), n.norm.running_mean, n.norm.running_var, n.norm.weight, n.norm.bias, eps=eps)
+
+    assert checked(Net(forward, conv=nn.Conv2d(4, 4, 1), norm=nn.BatchNorm2d(4))).left == ("norm",)
+
+
+def test_a_layer_whose_weight_alone_is_read_gets_no_bias() -> None:
+    network = Net(lambda n, x: n.norm(nn.functional.conv2d(x, n.conv.weight)), conv=nn.Conv2d(4, 4, 1, bias=False), norm=nn.BatchNorm2d(4))
+    assert checked(network).norms == 0
+
+
+def test_a_norm_with_a_hook_stays() -> None:
+    network = chain(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4))
+    network.get_submodule("1").register_forward_hook(lambda module, args, out: 2 * out)
+    assert checked(network).norms == 0
+
+
 # ---------------------------------------------------------------- layer scales, residuals, branches
 
 
@@ -370,6 +390,37 @@ def test_networks_that_do_not_run_or_export_are_named() -> None:
     network = Net(lambda n, x: n.norm(x) if x.sum() > 0 else x, norm=nn.BatchNorm2d(4))
     with pytest.raises(ModelError, match=r"torch.export refuses Net"):
         fuse(lively(network), SIZE)
+
+
+def test_networks_that_cannot_be_copied_or_are_too_coarse_are_named() -> None:
+    network = lively(chain(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)))
+    with pytest.raises(ModelError, match=r"Sequential is in bfloat16, too coarse to fuse"):
+        fuse(copy.deepcopy(network).bfloat16(), SIZE)
+    network.lock = threading.Lock()  # type: ignore[assignment]
+    with pytest.raises(ModelError, match=r"Sequential cannot be copied \(cannot pickle"):
+        fuse(network, SIZE)
+
+
+def test_a_network_that_changes_its_images_is_compared_on_the_same() -> None:
+    report = checked(chain(nn.Hardswish(inplace=True), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)))
+    assert report.norms == 1 and report.exact_error is None
+
+
+def test_rounding_that_a_network_blows_up_itself_is_told() -> None:
+    """Outputs of about 1 as the difference of two thousands: float32 keeps them to 3e-5, the fused layer to 1e-7."""
+
+    def cancelling(forward: Any) -> nn.Module:
+        network: Any = lively(Net(forward, conv=nn.Conv2d(4, 6, 3), norm=nn.BatchNorm2d(6)))
+        network.conv.bias.data.fill_(1000)
+        network.norm.running_mean.fill_(1000)
+        return network  # type: ignore[no-any-return]
+
+    report = fused_report(cancelling(lambda n, x: n.norm(n.conv(x))), SIZE)[1]
+    assert report.norms == 1
+    assert report.exact_error is not None and report.exact_error < 1e-6 < TOLERANCE < report.error
+    single = torch.eye(6)  # no parameter, no buffer: it stays float32, and float64 cannot decide
+    with pytest.raises(ModelError, match="would change its outputs"):
+        fuse(cancelling(lambda n, x: n.norm(n.conv(x)) @ single), SIZE)
 
 
 def test_a_network_that_keeps_results_of_its_parameters_can_be_fused() -> None:

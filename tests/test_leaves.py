@@ -89,6 +89,32 @@ def test_a_pass_that_changes_its_input_is_caught(module: Any, tmp_path: Path, mo
         contracts.check_pass("vandal", zoo.build(zoo.identify(spec, weights="random")), spec, pass_context(tmp_path), photos(spec))
 
 
+@dataclasses.dataclass(frozen=True)
+class Shrink:
+    """A pass that gives another input size, and a network that cannot be exported where ``sound`` is false."""
+
+    sound: bool = True
+    needs: frozenset[str] = frozenset()
+
+    def __call__(self, module: Any, spec: Any, context: Any) -> tuple[Any, Any]:
+        import copy
+
+        twin = copy.deepcopy(module)
+        if not self.sound:
+            twin.register_forward_hook(lambda module, args, out: out if float(out.detach().sum()) < 1e30 else -out)
+        smaller = dataclasses.replace(spec.preprocessing, input_size=(3, 128, 128))
+        return twin, dataclasses.replace(spec, preprocessing=smaller)
+
+
+def test_a_pass_that_resizes_is_fine_and_one_that_cannot_be_exported_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgejoule.optimize.LEAVES", {"shrink": f"{__name__}:Shrink"})
+    spec = zoo.spec_of_timm("test_efficientnet")
+    network = zoo.build(zoo.identify(spec, weights="random"))
+    contracts.check_pass("shrink", network, spec, pass_context(tmp_path), photos(spec))
+    with pytest.raises(contracts.ContractError, match=r"torch\.export refuses"):
+        contracts.check_pass("shrink(sound=False)", network, spec, pass_context(tmp_path), photos(spec))
+
+
 @pytest.mark.parametrize("name", registry.names("transport"))
 def test_every_transport(name: str, tmp_path: Path) -> None:
     contracts.check_transport(name, tmp_path)

@@ -9,7 +9,8 @@ import pytest
 
 from edgejoule.errors import RankError
 from edgejoule.records import Trace, floats
-from edgejoule.results import measurements, rank_source, rankings
+from edgejoule.report.evidence import beside_section
+from edgejoule.results import besides, measurements, rank_source, rankings
 from edgejoule.store import Store
 from edgejoule.study_file import RankPlan
 from tests.samples import artifact, trial
@@ -61,3 +62,29 @@ def test_a_baseline_that_is_nowhere_is_refused_by_rank_and_left_out_by_a_run(sto
         assert "baseline_missing" in {
             doubt.code for doubt in rankings(opened, measurements(opened), RankPlan(baseline="vit_tiny"))[0].caveats
         }
+
+
+def test_latencies_stand_beside_a_printed_table_recipe_by_recipe_and_machine_by_machine(store: Path) -> None:
+    with Store.open(store) as opened:
+        one = next(m for m in measurements(opened) if m.model == "levit_conv_192")
+    models = ("edgevit_xxs", "edgevit_s", "mobilenetv2_100")
+    found = [
+        replace(one, model=name, variant=name, latency_s=replace(one.latency_s, value=0.01 * (i + 1))) for i, name in enumerate(models)
+    ]
+    fused = [replace(m, variant=f"{m.model} | fuse", latency_s=replace(m.latency_s, value=0.5 * m.latency_s.value)) for m in found]
+    threaded = [replace(m, fingerprint="two threads", latency_s=replace(m.latency_s, value=0.001)) for m in found]
+    tables = besides([*fused, *threaded, *found], RankPlan(beside="edgevit_table2"))
+    here = {table.label: {row.model: row.here for row in table.rows if row.here} for table in tables}
+    assert len(here) == len(tables) == 3
+    plain, other, recipe = (table.label for table in tables)
+    assert (
+        plain.endswith(f"environment {one.fingerprint}")
+        and other.endswith("two threads")
+        and recipe.startswith("medians: fuse @ onnxruntime")
+    )
+    assert here[plain] == pytest.approx({"EdgeViT-XXS": 10.0, "EdgeViT-S": 20.0, "MobileNet-v2": 30.0})  # ms
+    assert set(here[other].values()) == {1.0} and here[recipe]["EdgeViT-S"] == pytest.approx(10.0)
+    assert besides(found, RankPlan()) == ()
+    seconds = besides([replace(found[0], model="edgevit_xxs_coco"), found[1]], RankPlan(beside="edgevit_table7"))[0]
+    assert {row.model: row.here for row in seconds.rows if row.here} == {"EdgeViT-XXS": 0.01} and seconds.unmatched == ("edgevit_s",)
+    assert "Not in the printed table: edgevit_s." in beside_section(seconds) and "Here, s" in beside_section(seconds)

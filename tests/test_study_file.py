@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from edgejoule.errors import StudyError
 from edgejoule.rank import ranking
-from edgejoule.study_file import METRICS, MeasurePlan, load_study, parse_study, shipped
+from edgejoule.reproduce import published_table
+from edgejoule.study_file import BESIDE, METRICS, MeasurePlan, load_study, parse_study, shipped
 
 GOOD = (
     '[study]\nname = "s"\n\n[screen]\nmodels = ["vit_small"]\n\n[compile]\nbackends = ["onnxruntime"]\n\n[[measure]]\nprofile = "quick"\n'
@@ -53,6 +54,12 @@ def test_a_good_study_has_its_defaults() -> None:
         ('models = ["vit_small"]', f'models = ["vit_small"]\nalpha = 1{"0" * 5000}', "s.toml: "),
         ('profile = "quick"', 'profile = "quick"\nthreads = 100000', "line 12, measure.threads: expected 0"),
         ('profile = "quick"', 'profile = "quick"\n[rank]\nmetric = "smm"', "line 13, rank.metric: 'smm' is not one of sam"),
+        (
+            'profile = "quick"',
+            'profile = "quick"\n[rank]\nbeside = "edgevit_tabel2"',
+            "line 13, rank.beside: 'edgevit_tabel2' is not one of edgevit_table2",
+        ),
+        ('profile = "quick"', 'profile = "quick"\n[optimize]\nrecipes = ["fuse("]', "line 13, optimize.recipes: cannot read"),
         ('profile = "quick"', 'profile = "quick"\n[rank]\na = -1', "line 13, rank.a: expected a of at least 0"),
     ],
 )
@@ -64,6 +71,10 @@ def test_a_malformed_study_is_refused_with_line_and_key(old: str, new: str, said
 
 def test_the_metrics_that_a_study_may_name_are_those_that_rank() -> None:
     assert set(METRICS) == set(ranking.METRICS)
+
+
+def test_the_tables_that_a_study_may_name_have_the_column_that_is_printed_beside() -> None:
+    assert all(column in published_table(table)[0] and column.endswith(("_ms", "_s")) for table, column in BESIDE.items())
 
 
 def test_the_second_measure_table_is_the_one_named() -> None:

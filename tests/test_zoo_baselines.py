@@ -13,6 +13,7 @@ from torch import nn
 from edgejoule import contracts, data
 from edgejoule.compile.export import TorchExport
 from edgejoule.errors import ModelError
+from edgejoule.optimize.fuse import fused_report
 from edgejoule.records import Preprocessing
 from edgejoule.screen.cost import count
 from edgejoule.zoo import live, pvt_v1, t2t_vit, tnt, twins, uniformer
@@ -152,14 +153,15 @@ def test_maps_of_one_stride(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["pvt_v1_tiny", "uniformer_tiny", "t2t_vit_7"])
 def test_other_forms_of_maps_are_refused(name: str) -> None:
-    with pytest.raises(ValueError, match="expected NCHW"):
+    with pytest.raises(ModelError, match="expected NCHW"):
         make(name).forward_intermediates(torch.rand(1, 3, 224, 224), output_fmt="NLC")
 
 
 def test_t2t_is_made_for_one_image_size() -> None:
     with pytest.raises(ModelError, match="256x320, but its positions are made for 224x224: build it with img_size"):
         make("t2t_vit_7")(torch.rand(1, 3, 256, 320))
-    assert make("t2t_vit_7", img_size=(256, 320)).eval()(torch.rand(1, 3, 256, 320)).shape == (1, 1000)
+    for size in ((256, 320), (100, 71)):  # windows overlap: seven along 100 pixels, not six sixteenths
+        assert make("t2t_vit_7", img_size=size).eval()(torch.rand(1, 3, *size)).shape == (1, 1000)
 
 
 def test_t2t_positions_are_sinusoids_and_stay_fixed() -> None:
@@ -247,28 +249,28 @@ def test_pvt_resamples_learned_positions_and_keeps_the_class_tokens() -> None:
     assert torch.allclose(rows, expected[:, None, None].expand_as(rows), atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["uniformer_tiny", "twins_svt_tiny"])
-def test_fused_position_convolutions_give_the_same_logits(name: str) -> None:
+@pytest.mark.parametrize(("name", "positions"), [("uniformer_tiny", 11), ("twins_svt_tiny", 4)])
+def test_fusing_the_position_convolutions_gives_the_same_logits(name: str, positions: int) -> None:
     module, images = alive(name)
-    names = list(module.state_dict())
+    fused, told = fused_report(module, (3, 224, 224))
     with torch.inference_mode():
-        before = module(images[:2])
-        fusable = [part for part in module.modules() if callable(getattr(part, "fuse", None))]
-        assert len(fusable) == (11 if name == "uniformer_tiny" else 4)
-        for _ in range(2):  # the second time must change nothing
-            for part in fusable:
-                part.fuse()
-            assert relative(module(images[:2]), before) < 1e-5
-    assert list(module.state_dict()) == names
-    part = fusable[0]
-    assert part.fused
-    image = torch.rand(1, 36, 8, 8)
-    conv = next(layer for layer in part.modules() if isinstance(layer, nn.Conv2d))
-    with torch.inference_mode():
-        found = (
-            part(image) if name == "uniformer_tiny" else part(image.flatten(2).transpose(1, 2), (8, 8)).transpose(1, 2).reshape(image.shape)
-        )
-        assert torch.equal(found, conv(image))
+        assert relative(fused(images[:2]), module(images[:2])) < 1e-5
+    assert told.residuals == positions
+
+
+@pytest.mark.parametrize("name", ["pvt_v1_tiny", "uniformer_tiny", "t2t_vit_7"])
+def test_a_pooling_that_does_not_exist_is_refused(name: str) -> None:
+    """Anything unknown used to be taken for the mean."""
+    with pytest.raises(ModelError, match="not by 'max'"):
+        make(name, global_pool="max")
+    module = make(name)
+    with pytest.raises(ModelError, match="not by 'fast'"):
+        module.reset_classifier(5, "fast")
+    if name == "uniformer_tiny":
+        with pytest.raises(ModelError, match="pool by 'avg', or ask for num_classes=0"):
+            module.reset_classifier(5, "")
+        module.reset_classifier(0, "")
+        assert module.eval()(torch.rand(1, 3, 64, 64)).shape == (1, 288, 2, 2)
 
 
 @pytest.mark.parametrize("name", ["t2t_vit_7", "uniformer_tiny"])

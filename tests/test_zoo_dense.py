@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from torch.nn import functional
 
 from edgejoule.errors import ModelError, UnknownNameError
 from edgejoule.screen.cost import count
-from edgejoule.zoo import dense
+from edgejoule.zoo import backbone, dense
 
 # Tables 5 and 6 as printed, M parameters and G multiply-adds at 512 x 512: RetinaNet, Mask R-CNN, Semantic FPN, its MACs.
 # RetinaNet with XXS is printed as 13.1, a slip: the same sum that gives the other twenty gives 13.40.
@@ -71,7 +72,7 @@ def test_segmentation_gives_logits_for_each_pixel_of_any_size(backbone: str, siz
 
 
 def test_backbones_that_put_channels_last_are_turned() -> None:
-    features = dense.feature_maps("swin_tiny_patch4_window7_224", img_size=64).eval()
+    features = backbone.feature_maps("swin_tiny_patch4_window7_224", img_size=64).eval()
     with torch.inference_mode():
         maps = features(torch.randn(1, 3, 64, 64))
     assert [tuple(one.shape) for one in maps] == [(1, 96, 16, 16), (1, 192, 8, 8), (1, 384, 4, 4), (1, 768, 2, 2)]
@@ -203,10 +204,21 @@ def test_a_module_or_options_do_as_well_as_a_name() -> None:
     with torch.device("meta"):
         named = dense.semantic_fpn("resnet18")
         given = dense.semantic_fpn(timm.create_model("resnet18", features_only=True))
-        shallow = dense.semantic_fpn(dense.feature_maps("edgevit_xxs", drop_path_rate=0.3))
+        shallow = dense.semantic_fpn(backbone.feature_maps("edgevit_xxs", drop_path_rate=0.3))
     assert params_m(named) == params_m(given)
     assert given.backbone.features.positions == (1, 2, 3, 4)  # the map of its stem, at stride 2, is left out
     assert any(getattr(layer, "drop_prob", 0.0) == pytest.approx(0.3) for layer in shallow.modules())
+
+
+def test_a_body_of_no_library_will_do() -> None:
+    class Body(torch.nn.Module):
+        feature_info = SimpleNamespace(channels=lambda: [3] * 4, reduction=lambda: [4, 8, 16, 32])
+
+        def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
+            return [functional.avg_pool2d(images, stride) for stride in (4, 8, 16, 32)]
+
+    module = dense.semantic_fpn(Body(), num_classes=2).eval()
+    assert module.mean == (0.485, 0.456, 0.406) and module(torch.rand(1, 3, 64, 64)).shape == (1, 2, 64, 64)
 
 
 @pytest.mark.parametrize("head", [dense.retinanet, dense.mask_rcnn, dense.semantic_fpn])

@@ -199,10 +199,12 @@ def test_one_wrong_key_is_enough(tmp_path: Path) -> None:
 
 def test_files_and_models_that_cannot_be_are_refused(tmp_path: Path) -> None:
     (bad := tmp_path / "bad.pth").write_bytes(b"not a checkpoint")
+    (damaged := tmp_path / "bad.safetensors").write_bytes(b"not a safe one, and long enough")
     torch.save(tiny(), code := tmp_path / "code.pth")
     torch.save({"model": {"epoch": 3}}, empty := tmp_path / "empty.pth")
     for path, says in (
         (bad, "cannot read"),
+        (damaged, "cannot read"),
         (code, "cannot read"),
         (empty, "state dictionary"),
         (tmp_path / "none.pth", "no weights file"),

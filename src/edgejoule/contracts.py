@@ -164,11 +164,16 @@ def check_pass(spelling: str, module: Any, spec: ModelSpec, context: PassContext
         _require(same and bool(torch.equal(before, module(images))), "it changed the module that it was given")
         size = changed.preprocessing.input_size
         resized = torch.nn.functional.interpolate(images, size[1:]) if size != spec.preprocessing.input_size else images
-        logits = first.eval()(resized)  # (B, K)
+        first.eval()  # not in one breath: some networks' eval() gives None
+        again.eval()
+        logits = first(resized)  # (B, K)
         _require(tuple(logits.shape) == (len(images), changed.num_classes), f"logits are {tuple(logits.shape)} after it")
         _require(bool(torch.isfinite(logits).all()) and float(logits.abs().max()) > 1e-6, "logits vanish or are not finite after it")
-        _require(bool(torch.allclose(logits, again.eval()(resized), rtol=1e-4, atol=1e-5)), "the same seed gives another network")
-    torch.export.export(first, (resized,), strict=False)
+        _require(bool(torch.allclose(logits, again(resized), rtol=1e-4, atol=1e-5)), "the same seed gives another network")
+    try:
+        torch.export.export(first, (resized.clone(),), strict=False)
+    except Exception as error:  # the exporter raises whatever its many parts raise
+        raise ContractError(f"torch.export refuses what it returned ({type(error).__name__})") from error
 
 
 def check_transport(spelling: str, workdir: Path) -> None:

@@ -116,20 +116,27 @@ def rank_source(source: Path | str, plan: RankPlan, sensitive: bool = False) -> 
 
 
 def besides(found: Sequence[Measurement], plan: RankPlan) -> tuple[Beside, ...]:
-    """The measured latencies beside the printed ones of ``plan.beside``, once for each backend, recipe and way of measuring."""
+    """The measured median latencies beside the printed ones of ``plan.beside``.
+
+    Once for each recipe, backend, workload, protocol and machine with its threads: figures of two kinds never share a column.
+    """
     from edgejoule.reproduce import beside
 
     if not plan.beside:
         return ()
     column = BESIDE[plan.beside]
     factor = 1e3 if column.endswith("_ms") else 1.0
-    groups: dict[str, dict[str, float]] = {}
+    groups: dict[tuple[str, str, str], dict[str, float]] = {}
     for one in found:
-        recipe = one.variant.partition(" | ")[2]
-        how = f"{one.backend}, batch {one.workload.batch}, {one.protocol}"
-        label = f"{recipe} @ {how}" if recipe else how
-        groups.setdefault(label, {})[one.model] = factor * one.latency_s.value  # of one model measured again, the newest
-    return tuple(replace(beside(figures, plan.beside, column), label=label) for label, figures in groups.items())
+        recipe, work = one.variant.partition(" | ")[2], one.workload
+        how = (
+            f"{one.backend}, {work.scenario}, batch {work.batch}, {work.images}{', end to end' if work.end_to_end else ''}, {one.protocol}"
+        )
+        label = f"medians: {recipe} @ {how}" if recipe else f"medians: {how}"
+        groups.setdefault((recipe, label, one.fingerprint), {})[one.model] = factor * one.latency_s.value  # measured again: the newest
+    labels = [label for _, label, _ in groups]
+    named = {key: f"{key[1]}, environment {key[2]}" if labels.count(key[1]) > 1 else key[1] for key in sorted(groups)}
+    return tuple(replace(beside(groups[key], plan.beside, column), label=label) for key, label in named.items())
 
 
 def is_store(source: Path | str) -> bool:

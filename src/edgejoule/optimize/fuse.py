@@ -1,6 +1,7 @@
 """Pass: exact fusion. Batch norms and layer scales into their layers, residual convolutions and parallel branches into one kernel.
 
-The fused network gives the same logits with fewer operations, for any architecture: what may be folded is read off its graph.
+The fused network gives the same logits with fewer operations, for any architecture: what may be folded is read off its graph, as it
+is at one input size (a forward that takes other branches at other sizes is checked at this one only).
 Features between layers may be scaled otherwise than before (a norm that went into the classifier no longer normalises them).
 Knows no backend; trains nothing.
 """
@@ -40,7 +41,8 @@ class Fused:
     residuals: int  # identities put into kernels
     blocks: int  # blocks of parallel branches that became one layer
     left: tuple[str, ...]  # batch norms that stay, because no fold of them is exact, and blocks whose own rewrite is not
-    error: float  # relative distance of the outputs, in the network's own arithmetic, or in float64 where that alone is not exact enough
+    error: float  # relative distance of the outputs, in the network's own arithmetic; may exceed TOLERANCE where ``exact_error`` does not
+    exact_error: float | None  # the same in float64 arithmetic, asked only where ``error`` exceeds TOLERANCE: then it decides
 
 
 @dataclass(frozen=True)
@@ -65,34 +67,38 @@ def fused_report(module: nn.Module, input_size: tuple[int, int, int], name: str 
     """A fused copy of a network in eval mode, and what was done; ``name`` is what errors call it.
 
     The network maps images (B, *input_size) to a tensor, or to tuples, lists or dicts of tensors. It is never changed; fusing a
-    fused network changes nothing. Raises ModelError where it does not run or cannot be exported, and where the outputs on random images
-    that vary as photographs do would differ by more than ``TOLERANCE``.
+    fused network changes nothing. Raises ModelError where it is not in float32 or float64, does not run, or cannot be copied or
+    exported, and where the outputs on random images that vary as photographs do would differ by more than ``TOLERANCE``: in its own
+    arithmetic and in float64, for a network may blow up its own rounding errors beyond that (``Fused.error`` says how far).
     """
     called = name or type(module).__name__
-    twin = copied(module)
+    twin = _copied(module, called)
     images = photo_like(2, input_size)
     images = images.to(next((p for p in twin.parameters() if p.is_floating_point()), images))  # its type and device
+    if images.dtype not in (torch.float32, torch.float64):
+        raise ModelError(
+            f"{called} is in {str(images.dtype).removeprefix('torch.')}, too coarse to fuse: fuse it in float32, then convert it"
+        )
     expected = _outputs(twin, images, called)
-    merged = merge_branches(twin, images[:1])
+    merged = merge_branches(twin, images[:1].clone())
     folds = _folds(twin, images, called)
     for fold in folds:
         _apply(twin, fold)
     residuals = merged.residuals + merge_residuals(twin)
     _forget_caches(twin)
     error = distance(_outputs(twin, images, called), expected)
-    if error > TOLERANCE:  # in float32: the network itself may blow rounding up
-        error = _exact_distance(module, twin, images, error)
-    if error > TOLERANCE:
+    exact = _exact_distance(module, twin, images, called) if error > TOLERANCE else None
+    if (moved := error if exact is None else exact) > TOLERANCE:
         raise ModelError(
-            f"fusing {called} would change its outputs by {error:.1e} of their size, and only {TOLERANCE:g} is rounding: "
+            f"fusing {called} would change its outputs by {moved:.1e} of their size, and only {TOLERANCE:g} is rounding: "
             "leave the pass 'fuse' out of its recipe"
         )
     norms = sum(fold.is_norm for fold in folds)
     left = (*merged.left, *(path for path, part in twin.named_modules() if isinstance(part, _BatchNorm)))
-    return twin, Fused(norms, len(folds) - norms, len(residuals), len(merged.blocks), left, error)
+    return twin, Fused(norms, len(folds) - norms, len(residuals), len(merged.blocks), left, error, exact)
 
 
-def copied(module: nn.Module) -> nn.Module:
+def _copied(module: nn.Module, called: str) -> nn.Module:
     """A deep copy in eval mode, also of a network that keeps results of its parameters between calls (attention biases)."""
     memo: dict[int, Any] = {}
     for part in module.modules():
@@ -100,19 +106,23 @@ def copied(module: nn.Module) -> nn.Module:
             for kept in value.values() if isinstance(value, dict) else (value,):
                 if isinstance(kept, Tensor) and kept.grad_fn is not None:  # which torch refuses to copy
                     memo[id(kept)] = kept.detach().clone()
-    twin = copy.deepcopy(module, memo)
+    try:
+        twin = copy.deepcopy(module, memo)
+    except (RuntimeError, TypeError, ValueError, AttributeError, copy.Error) as error:
+        raise ModelError(
+            f"{called} cannot be copied ({_line(error)}): let it keep no locks, open files or tensors with a history of gradients"
+        ) from error
     _forget_caches(twin)
     return twin
 
 
-def _exact_distance(plain: nn.Module, fused: nn.Module, images: Tensor, error: float) -> float:
-    """The distance in float64 arithmetic, the weights as they are; ``error`` for networks that do not run in float64."""
-    expected, found = copied(plain).double(), copied(fused).double()
-    with torch.no_grad():
-        try:
-            return distance(found(images.double()), expected(images.double()))
-        except RuntimeError:  # constants or buffers that insist on float32
-            return error
+def _exact_distance(plain: nn.Module, fused: nn.Module, images: Tensor, called: str) -> float | None:
+    """The distance in float64 arithmetic, the weights as they are; None for networks that do not run in float64."""
+    try:
+        expected, found = (_outputs(_copied(part, called).double(), images.double(), called) for part in (plain, fused))
+    except ModelError:  # constants or buffers that insist on float32
+        return None
+    return distance(found, expected)
 
 
 def _forget_caches(module: nn.Module) -> None:
@@ -140,7 +150,7 @@ def photo_like(count: int, input_size: tuple[int, int, int]) -> Tensor:
 def _outputs(module: nn.Module, images: Tensor, called: str) -> Any:
     with torch.no_grad():
         try:
-            return module(images)
+            return module(images.clone())  # some networks change their input
         except (RuntimeError, ValueError, TypeError, AssertionError, IndexError) as error:
             raise ModelError(
                 f"{called} does not run on images of shape {tuple(images.shape)} ({_line(error)}): check its input size"

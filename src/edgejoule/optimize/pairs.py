@@ -112,7 +112,7 @@ class _Search:
         if field != "running_mean" or not self._once(statistics) or not isinstance(before, Node):
             return None
         norm = self._module.get_submodule(name)
-        if not isinstance(norm, _BatchNorm) or norm.running_var is None or bare_activation(norm) is None:
+        if not isinstance(norm, _BatchNorm) or norm.running_var is None or bare_activation(norm) is None or not self._own(node, norm):
             return None
         return name, before, 1, True, not bool(affine_of_norm(norm).shift.any())
 
@@ -127,7 +127,7 @@ class _Search:
         if not isinstance(before, Node) or not isinstance(gamma, Node) or not self._once(root) or not field:
             return None
         module = self._module.get_submodule(name)
-        if LAYER_SCALES.get(type(module).__name__) != field or len(module.state_dict()) != 1:
+        if LAYER_SCALES.get(type(module).__name__) != field or len(module.state_dict()) != 1 or not self._own(node, module):
             return None
         shape, wide = _shape(gamma), _shape(before)
         axes = [axis + len(wide) - len(shape) for axis, side in enumerate(shape) if side > 1]
@@ -176,9 +176,15 @@ class _Search:
             return None
         bias = node.args[2] if len(node.args) > 2 else None
         if bias is None:
-            return name if layer.bias is None and _reads_bias(layer) else None
+            return name if layer.bias is None and _reads_bias(layer) and self._own(node, layer) else None
         own = self._owner(bias) == (name, "bias") and self._once(bias)
         return name if own else None
+
+    def _own(self, node: Node, module: nn.Module) -> bool:
+        """Whether a module computes a node in its own forward, and no hook listens: elsewhere its replacement would not be read."""
+        stack: Any = node.meta.get("nn_module_stack") or {"": ("", None)}
+        path = list(stack.values())[-1][0].partition("@")[0]  # "norm@1" is its second call
+        return self._module.get_submodule(path) is module and not module._forward_hooks and not module._forward_pre_hooks
 
     def _owner(self, node: Any) -> tuple[str, str]:
         """("stem.conv", "weight") of a placeholder; ("", "") of anything else."""

@@ -95,7 +95,9 @@ def beside_section(found: Beside) -> str:
         )
         for row in found.rows
     ]
-    about = f"{esc(found.label)}. {esc(rank_correlation(found))}; 1 is the same order, 0 is none."
+    about = f"{esc(found.label)}; {esc(rank_correlation(found))}; 1 is the same order, 0 is none."
+    if found.unmatched:
+        about += f" Not in the printed table: {esc(', '.join(found.unmatched))}."
     return section("Beside the published table", table(heads, rows, f"{found.column} of {found.table}"), about)
 
 

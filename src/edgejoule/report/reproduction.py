@@ -163,7 +163,7 @@ def beside(found: Beside, width: int | None = None) -> str:
 
 def rank_correlation(found: Beside) -> str:
     """How far both columns put the models in one order, as a sentence."""
-    return f"order of {found.n} models: Spearman {_tau(found.spearman)}, Kendall tau-b {_tau(found.kendall)}"
+    return f"order of {found.n} model{'' if found.n == 1 else 's'}: Spearman {_tau(found.spearman)}, Kendall tau-b {_tau(found.kendall)}"
 
 
 def _checks_table(section: Section) -> Table:

@@ -14,6 +14,7 @@ from edgejoule.errors import RankError, SpecError, UnknownNameError
 from edgejoule.reproduce.published import keyed, published_table
 
 DENSE = {"edgevit_table7": "_coco", "edgevit_table8": "_ade20k"}  # how the catalog names a backbone at a dense task's size
+BY_BACKBONE = ("edgevit_table5", "edgevit_table6")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +44,11 @@ class Beside:
 def beside(figures: Mapping[str, float], table: str = "edgevit_table2", column: str = "cpu_latency_mean_ms") -> Beside:
     """Figures by model name, in the unit of ``column``, beside that column. Names match through the catalog and its aliases.
 
-    Spearman's rho and Kendall's tau-b, ties discounted. Raises UnknownNameError for a table or column, RankError for a figure that is
-    not a positive number or for two names of one model.
+    In Tables 7 and 8 a row answers to its own printed name and to the catalog's backbone at that size (``edgevit_xxs_coco``), never to
+    the classifier at 224 pixels. Spearman's rho and Kendall's tau-b, ties discounted.
+    Raises UnknownNameError for a table or column, RankError for a figure that is not a positive number or for two names of one model.
     """
-    rows = keyed(published_table(table), "backbone" if table in ("edgevit_table5", "edgevit_table6") else "model")
+    rows = keyed(published_table(table), "backbone" if table in BY_BACKBONE else "model")
     columns = list(next(iter(rows.values())))
     if column not in columns:
         raise UnknownNameError("column", column, columns, f"{table} has {', '.join(columns)}")
@@ -55,13 +57,13 @@ def beside(figures: Mapping[str, float], table: str = "edgevit_table2", column: 
     for name, value in figures.items():
         if not (math.isfinite(value) and value > 0.0):
             raise RankError(f"{name} has the figure {value:g}, which no printed one can be compared with: give a positive number")
-        if (key := identity(name)) in here:
+        if (key := _key(name, table) if name in rows else identity(name)) in here:
             raise RankError(f"{named[key]} and {name} are one model: give one figure for it")
         here[key], named[key] = value, name
     found, matched = [], set()
     for label, row in rows.items():
         if row[column]:
-            key = next((key for key in _keys(label, table) if key in here), "")
+            key = _key(label, table)
             matched.add(key)
             value_here, paper = here.get(key), float(row[column])
             found.append(BesideRow(label, value_here, paper, None if value_here is None else value_here / paper))
@@ -70,10 +72,9 @@ def beside(figures: Mapping[str, float], table: str = "edgevit_table2", column: 
     return Beside(table, column, tuple(found), len(pairs), *_correlations(pairs), unmatched)
 
 
-def _keys(label: str, table: str) -> tuple[str, ...]:
-    """Names that a printed row answers to: in the dense tables its backbone at that task's size comes first."""
-    own = identity(label)
-    return (own + DENSE[table], own) if table in DENSE else (own,)
+def _key(label: str, table: str) -> str:
+    """What a printed row stands for: in the dense tables, its backbone at that task's size."""
+    return identity(label) + DENSE.get(table, "")
 
 
 def identity(label: str) -> str:

@@ -30,7 +30,10 @@ def screening() -> Section:
     """25 candidates through top-1 >= 79 %, params < 23 M, MACs < 5 G."""
     rows = screened()
     kept, rejected = [row.name for row in rows if row.kept], [row for row in rows if not row.kept]
-    note = "the 13 have the authors' names; the 12 rejected are a reconstruction, for the paper's own list is not public"
+    note = (
+        "the 13 are a list in public code that fits all that is known of the paper's, though whose it is is not proven; "
+        "the 12 rejected are a reconstruction"
+    )
     checks = (
         stated("e3p.candidates", "Method", "candidates in stage 1", str(CANDIDATES), str(len(rows)), len(rows) == CANDIDATES, note=note),
         stated("e3p.survivors", "Method", "candidates that pass the thresholds", str(SURVIVORS), str(len(kept)), len(kept) == SURVIVORS),

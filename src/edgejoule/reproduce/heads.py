@@ -41,7 +41,7 @@ def _params(table: str, column: str, head: str, label: str, tables: Tables, coun
 
     def make() -> Check:
         found = exact(counts.dense_params(head, label) / M).widened(TOOLBOX)
-        off = "" if printed.meets(found) else f"off by {(printed.value / found.value - 1.0) * 100.0:+.1f} %; the other columns fit"
+        off = "" if printed.meets(found) else f"off by {(printed.value / found.value - 1.0) * 100.0:+.1f} %"
         return compared(name, place, claim, printed, found, f"{COUNTED}, {TOOLBOX:.1%} for another toolbox's heads", off)
 
     return or_lost(name, place, claim, row[column], make)

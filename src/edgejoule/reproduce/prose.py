@@ -34,7 +34,8 @@ def speed(tables: Tables) -> Section:
         found, printed = latency[other] / latency[ours], as_printed(factor)
         low = (latency[other].value - spread[other].value) / (latency[ours].value + spread[ours].value)
         high = (latency[other].value + spread[other].value) / (latency[ours].value - spread[ours].value)
-        note = f"{latency[other].value:g} / {latency[ours].value:g} ms; with the printed +-: {low:.2f} to {high:.2f}"
+        cut = "" if printed.meets(found) else "cut off, not rounded: " if int(found.value * 10) / 10 == printed.value else ""
+        note = f"{cut}{latency[other].value:g} / {latency[ours].value:g} ms; with the printed +-: {low:.2f} to {high:.2f}"
         claim = f"{ours} is x{factor} faster than {other}"
         checks.append(compared(f"prose.speed.{ours}", "text, latency", claim, printed, found, note=note))
     return Section("Speed against MobileViT", tuple(checks))

@@ -55,7 +55,8 @@ def run(
         print_json(files | encode({"rankings": outcome.rankings, "failures": outcome.failures, "beside": outcome.beside}))
     else:
         print_text(text.rankings(outcome.rankings) + text.failures(outcome.failures))
-        print_text("\n".join(reproduction.beside(found) for found in outcome.beside))
+        if outcome.beside:
+            print_text("\n" + "\n".join(reproduction.beside(found) for found in outcome.beside))
         print_text(f"\nresults  {outcome.store}\nreport   {outcome.report}\n")
         test = f"edgejoule rank {outcome.store} --sensitivity; " if any(found.rows[0].sam for found in outcome.rankings) else ""
         print_text(f"Next: open {outcome.report} in a browser; {test}edgejoule run e3p_vit")

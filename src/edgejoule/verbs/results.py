@@ -52,7 +52,7 @@ def report(
     outcome = report_store(source, None if markdown or csv else out or beside, command_line())
     if as_json:
         page = str(outcome.report) if outcome.report else None
-        print_json(encode({"report": page, "rankings": outcome.rankings, "failures": outcome.failures}))
+        print_json(encode({"report": page, "rankings": outcome.rankings, "failures": outcome.failures, "beside": outcome.beside}))
     elif markdown:
         print_text(text.markdown(outcome.rankings))
     elif csv:

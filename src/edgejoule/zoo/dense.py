@@ -3,7 +3,7 @@
 The heads of EdgeViT's Tables 5 and 6, out of torchvision's parts. All number classes as their data sets do once made
 contiguous: detectors say 1 to ``num_classes`` (0 is background), segmentation says 0 to ``num_classes`` - 1. Detectors take
 images in 0..1 of any size and normalise them as the backbone expects; segmentation takes normalised images.
-Knows no data set, no loss schedule and no published accuracy.
+The maps are backbone.py's. Knows no data set, no loss schedule and no published accuracy.
 """
 
 from __future__ import annotations
@@ -18,78 +18,13 @@ from torch.nn import functional
 
 from edgejoule.errors import ModelError
 from edgejoule.zoo import torchvision
+from edgejoule.zoo.backbone import STRIDES, FeatureMaps, feature_maps
 from edgejoule.zoo.semantic_fpn import PYRAMID_CHANNELS, SemanticHead
-from edgejoule.zoo.timm import TimmModel, preprocessing_of
 
 torchvision.ensure()
 from torchvision.models.detection import MaskRCNN, RetinaNet  # noqa: E402
 from torchvision.ops import FeaturePyramidNetwork  # noqa: E402
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7  # noqa: E402
-
-STRIDES = (4, 8, 16, 32)
-# Names of ours for a timm network with options. The segmentation toolbox behind Table 6 takes the ResNet whose stem is three
-# 3x3 convolutions (version "1c", He et al., Bag of Tricks, 2019, stem C) where its detection twin keeps the single 7x7 one.
-BACKBONES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
-    "resnet18_v1c": ("resnet18", {"stem_type": "deep", "stem_width": 32}),
-}
-
-
-class FeatureMaps(nn.Module):
-    """Images (B, 3, H, W) to four maps (B, C_i, H/stride, W/stride) in the order of ``STRIDES``; sides round as the backbone rounds them.
-
-    ``channels`` are the C_i; ``mean`` and ``std`` are what the backbone's images are normalised with. ``body`` is a network made
-    with timm's ``features_only=True``. Raises ModelError where it has no map at one of the strides.
-    """
-
-    def __init__(self, body: nn.Module) -> None:
-        super().__init__()
-        self.body = body
-        self.positions = _positions(body)
-        channels: list[int] = body.feature_info.channels()  # type: ignore[union-attr, operator]
-        self.channels = tuple(channels[position] for position in self.positions)
-        config: Any = getattr(body, "pretrained_cfg", None) or {}
-        preprocessing = preprocessing_of(dict(config.to_dict() if hasattr(config, "to_dict") else config))
-        self.mean, self.std = preprocessing.mean, preprocessing.std
-
-    def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
-        maps = self.body(images)
-        chosen = [maps[position] for position in self.positions]
-        if getattr(self.body, "output_fmt", "NCHW") == "NHWC":
-            return [one.permute(0, 3, 1, 2).contiguous() for one in chosen]
-        return chosen
-
-
-def feature_maps(backbone: str | nn.Module, **options: Any) -> FeatureMaps:
-    """The four maps of a backbone: a name of timm's, of ours or of ``BACKBONES``, or a module that has ``feature_info``.
-
-    ``options`` go to ``timm.create_model`` (``pretrained=True``, ``drop_path_rate=0.1``). Without its classifier and final norm.
-    Raises UnknownNameError for a name that nobody knows, ModelError for a network without maps at strides 4, 8, 16 and 32.
-    """
-    if isinstance(backbone, FeatureMaps):
-        return backbone
-    if not isinstance(backbone, str):
-        return FeatureMaps(backbone)
-    name, own = BACKBONES.get(backbone, (backbone, {}))
-    leaf, settings = TimmModel(name), {**own, **options}
-    with torch.device("meta"):  # which of its maps have these strides is known only once it is built; this costs no memory
-        trial = leaf.build(features_only=True, **{**settings, "pretrained": False})
-    indices: Sequence[int] = trial.feature_info.out_indices  # type: ignore[union-attr, assignment]
-    chosen = tuple(indices[position] for position in _positions(trial, backbone))
-    return FeatureMaps(leaf.build(features_only=True, out_indices=chosen, **settings))
-
-
-def _positions(body: nn.Module, name: str = "") -> tuple[int, ...]:
-    """Which of a network's maps have ``STRIDES``; of several at one stride the last, which has seen most."""
-    name = name or type(body).__name__
-    information = getattr(body, "feature_info", None)
-    if not callable(getattr(information, "reduction", None)):
-        raise ModelError(f"{name} gives no list of feature maps; expected a network made with features_only=True")
-    strides: list[int] = information.reduction()  # type: ignore[union-attr]
-    found = {stride: position for position, stride in enumerate(strides)}
-    if not set(STRIDES) <= set(found):
-        have = ", ".join(map(str, found))
-        raise ModelError(f"{name} has feature maps at strides {have}; expected 4, 8, 16 and 32: choose a network with four stages")
-    return tuple(found[stride] for stride in STRIDES)
 
 
 class Pyramid(nn.Module):

@@ -140,9 +140,12 @@ class BilinearPropagation(nn.Module):
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, x: torch.Tensor, height: int, width: int) -> torch.Tensor:
-        """Delegates (B, C, h, w) -> tokens (B, H W, C). Onto whole windows, so that a delegate stays with its own whatever the size."""
-        size = (x.shape[-2] * self.rate, x.shape[-1] * self.rate)
-        x = nn.functional.interpolate(x, size=size, mode="bilinear", align_corners=False)  # (B, C, h r, w r)
+        """Delegates (B, h w, C) -> tokens (B, H W, C). Onto whole windows, so that a delegate stays with its own whatever the size."""
+        rows, columns = -(-height // self.rate), -(-width // self.rate)
+        x = map_of(x, rows, columns)  # (B, C, h, w)
+        x = nn.functional.interpolate(
+            x, size=(rows * self.rate, columns * self.rate), mode="bilinear", align_corners=False
+        )  # (B, C, h r, w r)
         return cast(torch.Tensor, self.norm(tokens_of(crop_to(x, height, width))))
 
 

@@ -7,7 +7,6 @@ no weights; whoever trained that code has such files.
 
 from __future__ import annotations
 
-import pickle
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,10 +15,7 @@ from typing import Any
 import torch
 
 from edgejoule.errors import ModelError
-from edgejoule.zoo import torchvision
-
-torchvision.ensure()
-from timm.models import load_state_dict  # noqa: E402
+from edgejoule.zoo.weights import read_state
 
 LOCAL = {"pos_embed": "position.conv", "norm1": "norm1", "conv1": "pw1", "attn": "dw", "conv2": "pw2", "norm2": "norm2", "mlp": "mlp"}
 GLOBAL = {
@@ -75,7 +71,9 @@ def load_released_weights(model: torch.nn.Module, path: str | Path) -> None:
     if any(isinstance(part, ConditionalPosition) and part.fused for part in model.modules()):
         raise ModelError("this EdgeViT is fused already, and released weights are not: load them first, then fuse")
     path = Path(path)
-    state, released_names = renamed(_read(path))
+    if not path.is_file():
+        raise ModelError(f"there is no weights file {path}: name a .pth, .pt or .safetensors file")
+    state, released_names = renamed(read_state(path, use_ema=False))
     wanted = model.state_dict()
     missing = [released_name(name) for name in wanted if name not in state]
     unexpected = [released_names[name] for name in state if name not in wanted]
@@ -112,20 +110,3 @@ def released_name(ours: str) -> str:
 
 def _listed(what: str, keys: Iterable[str]) -> str:
     return f"{what}: {', '.join(keys)}"
-
-
-def _read(path: Path) -> dict[str, torch.Tensor]:
-    try:
-        state = load_state_dict(str(path), use_ema=False, weights_only=True)
-    except FileNotFoundError as error:
-        raise ModelError(f"there is no weights file {path}: name a .pth, .pt or .safetensors file") from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, ImportError) as error:
-        raise _unreadable(path, error) from error
-    if not state or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
-        raise ModelError(f"{path} holds no state dictionary: expected tensors by name, alone or under the key 'model'")
-    return dict(state)
-
-
-def _unreadable(path: Path, error: BaseException) -> ModelError:
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
-    return ModelError(f"cannot read weights from {path} ({reason}): expected safetensors, or a .pth file that holds only tensors")

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from edgejoule.errors import ModelError
 from edgejoule.zoo import torchvision
 
 torchvision.ensure()
@@ -139,7 +140,7 @@ class PyramidVisionTransformer(nn.Module):
         drop_path_rate: float = 0.0,
     ) -> None:
         super().__init__()
-        self.num_classes, self.global_pool = num_classes, global_pool
+        self.num_classes, self.global_pool = num_classes, _pooling(global_pool)
         self.num_features = self.head_hidden_size = DIMS[-1]
         self.feature_info = [{"num_chs": dim, "reduction": 4 * 2**i, "module": f"stages.{i}"} for i, dim in enumerate(DIMS)]
         height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
@@ -168,9 +169,9 @@ class PyramidVisionTransformer(nn.Module):
         return self.head
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A fresh head for ``num_classes``; 0 takes it away."""
+        """A fresh head for ``num_classes``; 0 takes it away. Raises ModelError for a pooling that it does not know."""
         self.num_classes = num_classes
-        self.global_pool = self.global_pool if global_pool is None else global_pool
+        self.global_pool = self.global_pool if global_pool is None else _pooling(global_pool)
         place = get_device_dtype(self)
         self.head = nn.Linear(self.num_features, num_classes, **place) if num_classes > 0 else nn.Identity()
         self.head.train(self.training)
@@ -205,10 +206,10 @@ class PyramidVisionTransformer(nn.Module):
     ) -> Any:
         """The stages' maps, (B, C, H/4, W/4) to (B, C, H/32, W/32); without ``intermediates_only``, behind the last tokens.
 
-        ``indices`` are stages (None: all); ``norm`` normalises the last map. ``output_fmt`` must be NCHW (ValueError).
+        ``indices`` are stages (None: all); ``norm`` normalises the last map. ``output_fmt`` must be NCHW (ModelError).
         """
         if output_fmt != "NCHW":
-            raise ValueError(f"output_fmt is {output_fmt!r}, expected NCHW: the maps of a pyramid have no other form here")
+            raise ModelError(f"output_fmt is {output_fmt!r}, expected NCHW: the maps of a pyramid have no other form here")
         wanted, last = feature_take_indices(len(self.stages), indices)
         maps, tokens = [], x
         for i, stage in enumerate(self.stages[: last + 1] if stop_early else self.stages):
@@ -233,6 +234,13 @@ class PyramidVisionTransformer(nn.Module):
                 cast(Stage, stage).drop_class_token()
             self.reset_classifier(0, "")
         return wanted
+
+
+def _pooling(kind: str) -> str:
+    """The same word, if it is a known one."""
+    if kind not in ("token", "avg", ""):
+        raise ModelError(f"PVT pools by 'token', by 'avg' or not at all (''), not by {kind!r}")
+    return kind
 
 
 def _initialise(module: nn.Module) -> None:

@@ -84,7 +84,7 @@ class Stem(nn.Module):
         """(B, 3, H, W) to (B, H/16·W/16, 256)."""
         for window, attention in zip(WINDOWS, (self.attention1, self.attention2), strict=False):
             kernel, stride, padding = window
-            height, width = ((side + 2 * padding - kernel) // stride + 1 for side in image.shape[2:])
+            height, width = (_cut(side, window) for side in image.shape[2:])
             tokens = attention(functional.unfold(image, kernel, padding=padding, stride=stride).transpose(1, 2))  # (B, N, 64)
             image = tokens.transpose(1, 2).reshape(image.shape[0], -1, height, width)  # (B, 64, H', W')
         kernel, stride, padding = WINDOWS[2]
@@ -150,12 +150,12 @@ class T2TViT(nn.Module):
         qk_scale: float | None = None,
     ) -> None:
         super().__init__()
-        self.num_classes, self.global_pool = num_classes, global_pool
+        self.num_classes, self.global_pool = num_classes, _pooling(global_pool)
         self.num_features = self.head_hidden_size = DIM
         self.num_prefix_tokens = 1
         self.feature_info = [{"num_chs": DIM, "reduction": 16, "module": f"blocks.{i}"} for i in range(depth)]
         self.img_size = (img_size, img_size) if isinstance(img_size, int) else (img_size[0], img_size[1])
-        self.grid = (self.img_size[0] // 16, self.img_size[1] // 16)
+        self.grid = (_windows(self.img_size[0]), _windows(self.img_size[1]))
         self.grad_checkpointing = False
         self.tokens_to_token = Stem(in_chans)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, DIM))
@@ -181,9 +181,9 @@ class T2TViT(nn.Module):
         return self.head
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A fresh head for ``num_classes``; 0 takes it away."""
+        """A fresh head for ``num_classes``; 0 takes it away. Raises ModelError for a pooling that it does not know."""
         self.num_classes = num_classes
-        self.global_pool = self.global_pool if global_pool is None else global_pool
+        self.global_pool = self.global_pool if global_pool is None else _pooling(global_pool)
         self.head = nn.Linear(DIM, num_classes, **get_device_dtype(self)) if num_classes > 0 else nn.Identity()
         self.head.train(self.training)
 
@@ -229,10 +229,10 @@ class T2TViT(nn.Module):
     ) -> Any:
         """Maps (B, 256, H/16, W/16) after the blocks ``indices`` (None: all); without ``intermediates_only``, behind the last tokens.
 
-        ``norm`` puts the final norm on each. ``output_fmt`` must be NCHW (ValueError). Raises ModelError for another image size.
+        ``norm`` puts the final norm on each. ``output_fmt`` must be NCHW (ModelError). Raises ModelError for another image size.
         """
         if output_fmt != "NCHW":
-            raise ValueError(f"output_fmt is {output_fmt!r}, expected NCHW: maps have no other form here")
+            raise ModelError(f"output_fmt is {output_fmt!r}, expected NCHW: maps have no other form here")
         wanted, last = feature_take_indices(len(self.blocks), indices)
         x, maps = self._embed(x), []
         for i, block in enumerate(self.blocks[: last + 1] if stop_early else self.blocks):
@@ -254,11 +254,31 @@ class T2TViT(nn.Module):
         return wanted
 
 
+def _cut(side: int, window: tuple[int, int, int]) -> int:
+    """How many windows (kernel, stride, padding) lie along a side."""
+    kernel, stride, padding = window
+    return (side + 2 * padding - kernel) // stride + 1
+
+
+def _windows(side: int) -> int:
+    """Tokens along a side of so many pixels, after all cuts: a sixteenth, rounded up."""
+    for window in WINDOWS:
+        side = _cut(side, window)
+    return side
+
+
 def sinusoids(positions: int, dim: int) -> torch.Tensor:
     """(1, P, C): sin in the even channels, cos in the odd, of p / 10000^(2i/C) (Vaswani et al., arXiv 1706.03762, 3.5)."""
     rates = 10000.0 ** (-torch.arange(0, dim, 2, dtype=torch.float64) / dim)  # (C/2,)
     angles = torch.arange(positions, dtype=torch.float64)[:, None] * rates  # (P, C/2)
     return torch.stack([angles.sin(), angles.cos()], dim=-1).reshape(1, positions, dim).to(torch.get_default_dtype())
+
+
+def _pooling(kind: str) -> str:
+    """The same word, if it is a known one."""
+    if kind not in ("token", "avg", ""):
+        raise ModelError(f"T2T-ViT pools by 'token', by 'avg' or not at all (''), not by {kind!r}")
+    return kind
 
 
 def _initialise(module: nn.Module) -> None:

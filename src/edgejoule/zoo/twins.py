@@ -8,9 +8,8 @@ Takes any image whose sides are multiples of 32. Knows no weights: none are publ
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
-import torch
 from torch import nn
 
 from edgejoule.zoo import torchvision
@@ -21,39 +20,6 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from timm.models.twins import Twins  # noqa: E402
 
 __all__: list[str] = []  # register_model adds the entry point
-
-
-class PositionConv(nn.Module):
-    """Positions from the content: x + depth-wise 3 x 3 convolution of x. ``fuse`` folds the identity into the kernel."""
-
-    def __init__(self, conv: nn.Conv2d) -> None:
-        super().__init__()
-        self.proj = nn.Sequential(conv)  # the name that timm and its checkpoints give it
-        self.fused = False
-
-    def forward(self, x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-        """(B, N, C) tokens of a map of ``size`` (H, W), N = H·W, to (B, N, C)."""
-        image = x.transpose(1, 2).reshape(x.shape[0], -1, *size)  # (B, C, H, W)
-        y: torch.Tensor = self.proj(image)
-        y = y if self.fused else y + image
-        return y.flatten(2).transpose(1, 2)  # (B, N, C)
-
-    @torch.no_grad()
-    def fuse(self) -> None:
-        """Add 1 to each kernel's centre tap, which is the identity, and leave out the addition. A second call does nothing."""
-        if not self.fused:
-            cast(nn.Conv2d, self.proj[0]).weight[:, 0, 1, 1] += 1  # (C, 1, 3, 3)
-            self.fused = True
-
-
-class FusableTwins(Twins):  # type: ignore[misc]
-    """timm's Twins with position convolutions that can be fused; the same parameters under the same names."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        convs = [module for module in self.get_submodule("pos_block").modules() if isinstance(module, nn.Conv2d)]
-        self.pos_block = nn.ModuleList(PositionConv(conv) for conv in convs)
-
 
 default_cfgs = generate_default_cfgs(
     {
@@ -89,5 +55,5 @@ def twins_svt_tiny(pretrained: bool = False, **options: Any) -> nn.Module:
     }
     feature_cfg = {"out_indices": options.pop("out_indices", 4), "feature_cls": "getter"}
     options = {**configuration, **options}
-    module: torch.nn.Module = build_model_with_cfg(FusableTwins, "twins_svt_tiny", pretrained, feature_cfg=feature_cfg, **options)
+    module: nn.Module = build_model_with_cfg(Twins, "twins_svt_tiny", pretrained, feature_cfg=feature_cfg, **options)
     return module

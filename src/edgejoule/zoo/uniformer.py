@@ -14,7 +14,9 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from edgejoule.errors import ModelError
 from edgejoule.zoo import torchvision
+from edgejoule.zoo.edgevit import ConditionalPosition
 
 torchvision.ensure()
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD  # noqa: E402
@@ -30,33 +32,12 @@ PATCHES = (4, 2, 2, 2)  # side of a stage's patches on the map before it
 CONVOLUTIONAL = 2  # the stages before this one have no attention
 
 
-class PositionConv(nn.Module):
-    """Positions from the content: x + depth-wise 3 x 3 convolution of x. ``fuse`` folds the identity into the kernel."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
-        self.fused = False
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, C, H, W) to (B, C, H, W)."""
-        y: torch.Tensor = self.conv(x)
-        return y if self.fused else x + y
-
-    @torch.no_grad()
-    def fuse(self) -> None:
-        """Add 1 to each kernel's centre tap, which is the identity, and leave out the addition. A second call does nothing."""
-        if not self.fused:
-            self.conv.weight[:, 0, 1, 1] += 1  # (C, 1, 3, 3)
-            self.fused = True
-
-
 class LocalBlock(nn.Module):
     """The relation of neighbours: 1 x 1, depth-wise 5 x 5, 1 x 1 convolutions where attention would be; BatchNorm before each branch."""
 
     def __init__(self, dim: int, drop_path: float) -> None:
         super().__init__()
-        self.pos_embed = PositionConv(dim)
+        self.pos_embed = ConditionalPosition(dim)
         self.norm1 = nn.BatchNorm2d(dim)
         self.conv1 = nn.Conv2d(dim, dim, 1)
         self.attn = nn.Conv2d(dim, dim, 5, padding=2, groups=dim)
@@ -78,7 +59,7 @@ class GlobalBlock(nn.Module):
 
     def __init__(self, dim: int, drop_path: float) -> None:
         super().__init__()
-        self.pos_embed = PositionConv(dim)
+        self.pos_embed = ConditionalPosition(dim)
         self.norm1 = nn.LayerNorm(dim)
         self.attn = Attention(dim, num_heads=dim // HEAD_DIM, qkv_bias=True)
         self.norm2 = nn.LayerNorm(dim)
@@ -122,7 +103,7 @@ class UniFormer(nn.Module):
         self, num_classes: int = 1000, in_chans: int = 3, global_pool: str = "avg", drop_rate: float = 0.0, drop_path_rate: float = 0.0
     ) -> None:
         super().__init__()
-        self.num_classes, self.global_pool = num_classes, global_pool
+        self.num_classes, self.global_pool = num_classes, _pooling(global_pool, num_classes)
         self.num_features = self.head_hidden_size = DIMS[-1]
         self.feature_info = [{"num_chs": dim, "reduction": 4 * 2**i, "module": f"stages.{i}"} for i, dim in enumerate(DIMS)]
         rates = calculate_drop_path_rates(drop_path_rate, list(DEPTHS), stagewise=True)
@@ -149,9 +130,9 @@ class UniFormer(nn.Module):
         return self.head
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A fresh head for ``num_classes``; 0 takes it away."""
+        """A fresh head for ``num_classes``; 0 takes it away. Raises ModelError for another pooling, and for classes without pooling."""
         self.num_classes = num_classes
-        self.global_pool = self.global_pool if global_pool is None else global_pool
+        self.global_pool = _pooling(self.global_pool if global_pool is None else global_pool, num_classes)
         place = get_device_dtype(self)
         self.head = nn.Linear(self.num_features, num_classes, **place) if num_classes > 0 else nn.Identity()
         self.head.train(self.training)
@@ -185,10 +166,10 @@ class UniFormer(nn.Module):
     ) -> Any:
         """The stages' maps, (B, C, H/4, W/4) to (B, C, H/32, W/32); without ``intermediates_only``, behind the last normalised map.
 
-        ``indices`` are stages (None: all); ``norm`` normalises the last map. ``output_fmt`` must be NCHW (ValueError).
+        ``indices`` are stages (None: all); ``norm`` normalises the last map. ``output_fmt`` must be NCHW (ModelError).
         """
         if output_fmt != "NCHW":
-            raise ValueError(f"output_fmt is {output_fmt!r}, expected NCHW: the maps of a pyramid have no other form here")
+            raise ModelError(f"output_fmt is {output_fmt!r}, expected NCHW: the maps of a pyramid have no other form here")
         wanted, last = feature_take_indices(len(self.stages), indices)
         maps, end = [], x
         for i, stage in enumerate(self.stages[: last + 1] if stop_early else self.stages):
@@ -210,6 +191,15 @@ class UniFormer(nn.Module):
         if prune_head or cut:
             self.reset_classifier(0, "")
         return wanted
+
+
+def _pooling(kind: str, num_classes: int) -> str:
+    """The same word, if it is a known one."""
+    if kind not in ("avg", ""):
+        raise ModelError(f"UniFormer pools by 'avg' or not at all (''), not by {kind!r}")
+    if not kind and num_classes:
+        raise ModelError(f"UniFormer has no {num_classes} classes for a map: pool by 'avg', or ask for num_classes=0")
+    return kind
 
 
 def _initialise(module: nn.Module) -> None:
