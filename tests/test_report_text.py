@@ -172,3 +172,11 @@ def test_the_sensitivity_table_tells_same_other_and_undefined() -> None:
     (entries,) = entries_from_measurements(sample_measurements()).values()
     shown = text.sensitivity_table(sensitivity(entries))
     assert "the same" in shown and "undefined: 10 of 10" in shown and "b only scales SAM" in shown and "The order depends" in shown
+
+
+def test_an_accuracy_bears_the_name_of_its_data_set() -> None:
+    from edgejoule.catalog import pool
+    from edgejoule.report.format import accuracy_name
+
+    assert [accuracy_name(pool(name)[0].dataset) for name in ("edgevit_coco", "edgevit_ade20k", "edgevit")] == ["AP", "mIoU", "top-1"]
+    assert "38.70 % AP" in text.catalog_table(pool("edgevit_coco")) and "AP" not in text.catalog_table(pool("edgevit"))

@@ -71,6 +71,11 @@ def top1(top1_pct: float | None, kind: str = "") -> str:
     return f"{top1_pct:.2f} %" + (f" {kind}" if kind in ("published", "measured") else "")
 
 
+def accuracy_name(dataset: str) -> str:
+    """What an accuracy on a data set is called: ``AP``, ``mIoU``, else ``top-1``. The catalog's data sets of dense tasks say which."""
+    return next((name for name in ("mIoU", "AP") if name in dataset.split()), "top-1")
+
+
 def saved(saved_pct: float | None) -> str:
     """Energy against the baseline: ``62 % less``, ``8 % more``, ``same``."""
     if saved_pct is None:

@@ -134,14 +134,16 @@ def _data(report: Report) -> dict[str, Any]:
 
 def _plot_data(ranking: Ranking) -> dict[str, Any]:
     scope = f"grade {ranking.grade}, {ranking.scope}" if ranking.grade else ""
-    return {"scope": f.clean(scope), "rows": [_point(row, ranking) for row in ranking.rows if row.top1_pct is not None]}
+    accuracy = f.accuracy_name(ranking.dataset)
+    title = "Top-1 accuracy (%)" if accuracy == "top-1" else f"{accuracy} (%)"
+    return {"scope": f.clean(scope), "accuracy": title, "rows": [_point(row, ranking) for row in ranking.rows if row.top1_pct is not None]}
 
 
 def _point(row: RankRow, ranking: Ranking) -> dict[str, Any]:
     name, _, backend = f.clean(row.model).partition(" @ ")
     hover = (
         f"rank {row.rank or f.NONE}",
-        f"top-1 {f.top1(row.top1_pct, row.accuracy)}",
+        f"{f.accuracy_name(ranking.dataset)} {f.top1(row.top1_pct, row.accuracy)}",
         f"energy {f.measure(row.energy_mj, 'mJ', 1.0, ranking.grade)} an image",
         f"latency {f.measure(row.latency_ms, 'ms')}",
         f"power {f.measure(row.power_w, 'W', 1.0, ranking.grade)}",

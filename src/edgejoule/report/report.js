@@ -120,7 +120,7 @@
       xaxis: { ...axis, type: log ? "log" : "linear", range: xs,
         title: { text: title + " (" + unit + (log ? ", log scale)" : ")"), font: { size: font }, standoff: 10 },
         ...(shown ? { tickvals: shown, ticktext: shown.map(String) } : {}) },
-      yaxis: { ...axis, range: ys, title: { text: "Top-1 accuracy (%)", font: { size: font } } },
+      yaxis: { ...axis, range: ys, title: { text: ranking.accuracy, font: { size: font } } },
       legend: { orientation: "h", x: 0, xanchor: "left", y: 1.01, yanchor: "bottom", bgcolor: "rgba(0,0,0,0)" },
       hoverlabel: { align: "left", bgcolor: css("--card"), bordercolor: line, font: { family: getComputedStyle(document.body).fontFamily, color: ink, size: 12 } },
       modebar: { bgcolor: "rgba(0,0,0,0)", color: soft, activecolor: ink },

@@ -40,7 +40,7 @@ def hero(ranking: Ranking) -> str:
     if ranking.rows and ranking.rows[0].rank == 1:
         row = ranking.rows[0]
         shown = (
-            ("Top-1 accuracy", f"{row.top1_pct:.2f} %" if row.top1_pct is not None else f.NONE, row.accuracy),
+            (f"{_accuracy(ranking)} accuracy", f"{row.top1_pct:.2f} %" if row.top1_pct is not None else f.NONE, row.accuracy),
             ("Energy per image", *_split(f.measure(row.energy_mj, "mJ", 1.0, ranking.grade))),
             ("Latency", *_split(f.measure(row.latency_ms, "ms"))),
             ("SAM", *_split(f.measure(row.sam))),
@@ -62,12 +62,12 @@ def ranking_table(ranking: Ranking) -> str:
     heads = (
         Head("#", "place", True),
         Head("Model", "network, and below it the runtime (backend)", pin=True),
-        Head("Top-1", "accuracy, and whether others published it or it was measured here", True),
+        Head(_accuracy(ranking), "accuracy, and whether others published it or it was measured here", True),
         Head("SAM", "accuracy and energy in one score, higher is better", True),
         Head("Energy / image", f"gross, grade {ranking.grade or 'not stated'}, scope {ranking.scope or 'not stated'}", True),
         Head("Latency", "median time of one inference", True),
         Head("Power", "mean over the window", True),
-        Head("% / mJ", "top-1 per energy, higher is better", True),
+        Head("% / mJ", f"{f.accuracy_name(ranking.dataset)} per energy, higher is better", True),
         Head("Saved", f"energy saved against {ranking.baseline or 'a baseline: none here'}", True),
         Head("On the front", "no other row is as accurate for less energy, or for less time"),
     )
@@ -123,6 +123,11 @@ def ranking_sections(ranking: Ranking, number: int, several: bool) -> str:
         + section("Distilled beside plain", pairs_table(ranking.pairs), "The same network, trained with and without a teacher.")
         + section("Does stage 1 foretell stage 2?", agreement_table(ranking.agreements), agreement)
     )
+
+
+def _accuracy(ranking: Ranking) -> str:
+    name = f.accuracy_name(ranking.dataset)
+    return name[:1].upper() + name[1:] if name == "top-1" else name
 
 
 def _ranking_row(row: RankRow, grade: str) -> tuple[Cell, ...]:

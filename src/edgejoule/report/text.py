@@ -60,7 +60,13 @@ def csv_rows(found: Sequence[Ranking]) -> str:
 
 def ranking_table(ranking: Ranking) -> Table:
     """One ranking: place, model, accuracy, metric, energy, latency, power, saving, Pareto fronts."""
-    columns = [Column("#", right=True), Column("model"), Column("top-1", 1, True), Column("SAM", 0 if ranking.metric == "sam" else 3, True)]
+    accuracy = f.accuracy_name(ranking.dataset)
+    columns = [
+        Column("#", right=True),
+        Column("model"),
+        Column(accuracy, 1, True),
+        Column("SAM", 0 if ranking.metric == "sam" else 3, True),
+    ]
     columns += [Column("energy / image", 0, True), Column("latency", 2, True), Column("power", 6, True), Column("% / mJ", 5, True)]
     columns += [Column("energy saved", 4, True), Column("on front", 7), Column("weights", 3)]
     rows = tuple(_ranking_cells(row, ranking.grade) for row in ranking.rows)
@@ -124,6 +130,9 @@ def catalog_table(specs: Sequence[ModelSpec]) -> str:
     for spec in specs:
         p = spec.published
         figures = (f.top1(p.top1_pct), _unit(p.params_m, "M"), _unit(p.macs_g, "G")) if p else (f.NONE,) * 3
+        kind = f.accuracy_name(spec.dataset)
+        if kind != "top-1":
+            figures = (f"{figures[0]} {kind}", *figures[1:])
         rows.append((spec.name, spec.family, *figures, ", ".join(spec.pools), p.source if p else ""))
     return terminal(Table(f"{len(specs)} models", (*columns, Column("pools", 3), Column("source", 4)), tuple(rows)))
 
@@ -133,7 +142,7 @@ def model_card(spec: ModelSpec, cost: Cost) -> str:
     published = spec.published
     size = " × ".join(map(str, cost.input_size))
     rows = (
-        ("top-1", f.NONE, f.top1(published.top1_pct) if published else f.NONE),
+        (f.accuracy_name(spec.dataset), f.NONE, f.top1(published.top1_pct) if published else f.NONE),
         ("params", _unit(cost.params / 1e6, "M"), _unit(published.params_m, "M") if published else f.NONE),
         ("MACs", _unit(cost.macs / 1e9, "G"), _unit(published.macs_g, "G") if published else f.NONE),
         ("activations (float32)", f.scaled(cost.activation_bytes, f.SIZES), f.NONE),
@@ -188,7 +197,10 @@ def measurement(found: Measurement) -> str:
         ("images per watt-hour", f.plain_number(found.inferences_per_wh)),
         ("first inference, load", f"{f.scaled(found.first_inference_s, f.TIMES)}, {f.scaled(found.load_s, f.TIMES)}"),
         ("peak memory, artifact", f"{f.scaled(found.peak_memory_bytes, f.SIZES)}, {f.scaled(found.artifact_bytes, f.SIZES)}"),
-        ("top-1", f"{f.top1(100 * accuracy.value, accuracy.kind)} on {accuracy.dataset}" if accuracy else "not known"),
+        (
+            f.accuracy_name(accuracy.dataset) if accuracy else "top-1",
+            f"{f.top1(100 * accuracy.value, accuracy.kind)} on {accuracy.dataset}" if accuracy else "not known",
+        ),
         ("weights, precision", f"{found.weights}, {found.precision}"),
         ("energy meter", sensed),
     )

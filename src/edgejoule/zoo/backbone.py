@@ -32,7 +32,7 @@ class FeatureMaps(nn.Module):
     """Images (B, 3, H, W) to four maps (B, C_i, H/stride, W/stride) in the order of ``STRIDES``; sides round as the backbone rounds them.
 
     ``channels`` are the C_i; ``mean`` and ``std`` are what the backbone's images are normalised with. ``body`` is a network made
-    with timm's ``features_only=True``, or gives maps and ``feature_info`` as such a one. Raises ModelError where it lacks one of the strides.
+    with timm's ``features_only=True``, or with maps and ``feature_info`` as those have. Raises ModelError where a stride is missing.
     """
 
     def __init__(self, body: nn.Module) -> None:
