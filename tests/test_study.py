@@ -130,7 +130,13 @@ def test_killed_at_any_point_it_loses_at_most_the_trial_in_flight(tmp_path: Path
 
 def test_ctrl_c_says_one_sentence_and_leaves_no_worker(finished: Path, cache: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "edgejoule", "run", "smoke", "--out", str(tmp_path), "--cache", str(cache)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # where the tests themselves run in the background it is ignored
+    )
     assert process.stderr is not None
     for line in process.stderr:
         if line.startswith("measure"):
