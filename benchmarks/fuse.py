@@ -28,7 +28,7 @@ os.environ.setdefault(
 import numpy as np
 import torch
 
-from edgejoule import catalog, registry, zoo
+from edgejoule import catalog, data, registry, zoo
 from edgejoule.compile.export import TorchExport
 from edgejoule.errors import EdgejouleError
 from edgejoule.optimize.fuse import fused_report
@@ -103,8 +103,9 @@ def rows_of(name: str, runtimes: Sequence[str], rounds: int, threads: int) -> li
     spec = find(name)
     size = spec.preprocessing.input_size
     network = zoo.build(zoo.identify(spec, weights="random"))
-    fused, done = fused_report(network, size, name)
-    images = np.random.default_rng(0).normal(size=(1, *size)).astype(np.float32)
+    images = data.normalise(data.crops("photos(n=4, seed=20)", spec.preprocessing), spec.preprocessing)  # (4, C, H, W)
+    fused, done = fused_report(network, size, name, torch.from_numpy(images))
+    images = images[:1]
     rows = []
     with TemporaryDirectory() as folder:
         for runtime in runtimes:

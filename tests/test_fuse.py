@@ -465,7 +465,7 @@ def check_whole(name: str, folder: Path) -> nn.Module:
             error = distance(copy.deepcopy(fused).double()(images.double()), copy.deepcopy(network).double()(images.double()))
     assert error <= TOLERANCE, error
     assert same == spec
-    again = fused_report(fused, spec.preprocessing.input_size)[1]
+    again = fused_report(fused, spec.preprocessing.input_size, name, images)[1]
     assert (again.norms, again.layer_scales, again.residuals, again.blocks, again.error) == (0, 0, 0, 0, 0.0)
     return fused
 
@@ -474,6 +474,15 @@ def check_whole(name: str, folder: Path) -> nn.Module:
 def test_representative_networks(name: str, tmp_path: Path) -> None:
     fused = check_whole(name, tmp_path)
     assert not [part for part in fused.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
+
+
+@pytest.mark.study
+@pytest.mark.parametrize("name", ["levit_conv_192", "levit_192"])
+def test_networks_that_blow_up_rounding_on_noise_are_compared_on_photographs(name: str, tmp_path: Path) -> None:
+    check_whole(name, tmp_path)
+    network, spec = built(name)
+    with pytest.raises(ModelError, match="would change its outputs"):
+        fused_report(network, spec.preprocessing.input_size, name)
 
 
 @pytest.mark.study
