@@ -477,12 +477,15 @@ def test_representative_networks(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.study
-@pytest.mark.parametrize("name", ["levit_conv_192", "levit_192"])
-def test_networks_that_blow_up_rounding_on_noise_are_compared_on_photographs(name: str, tmp_path: Path) -> None:
-    check_whole(name, tmp_path)
+@pytest.mark.parametrize("name", ["levit_conv_128", "levit_conv_192"])
+def test_a_network_that_blows_up_rounding_is_judged_without_rounding(name: str, tmp_path: Path) -> None:
+    """With random weights these amplify rounding by five orders on noise, and by two on photographs."""
     network, spec = built(name)
-    with pytest.raises(ModelError, match="would change its outputs"):
-        fused_report(network, spec.preprocessing.input_size, name)
+    on_noise = fused_report(network, spec.preprocessing.input_size, name)[1]
+    assert on_noise.exact_error is not None and on_noise.exact_error < 1e-7 < TOLERANCE < on_noise.error
+    on_photos = fused_report(network, spec.preprocessing.input_size, name, photos(spec))[1]
+    assert on_photos.error < 1e-4
+    assert Fuse()(network, spec, context(tmp_path))[1] == spec
 
 
 @pytest.mark.study

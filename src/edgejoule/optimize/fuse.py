@@ -23,7 +23,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from edgejoule import data
 from edgejoule.errors import ModelError
-from edgejoule.optimize.branches import distance, merge_branches, merge_residuals, replace
+from edgejoule.optimize.branches import Merged, distance, merge_branches, merge_residuals, replace
 from edgejoule.optimize.folding import Affine, affine_of_norm, affine_of_scale, fold_into_following, fold_into_preceding
 from edgejoule.optimize.pairs import LAYER_SCALES, Fold, bare_activation, find_folds
 from edgejoule.records import ModelSpec
@@ -44,7 +44,7 @@ class Fused:
     blocks: int  # blocks of parallel branches that became one layer
     left: tuple[str, ...]  # batch norms that stay, because no fold of them is exact, and blocks whose own rewrite is not
     error: float  # relative distance of the outputs, in the network's own arithmetic; may exceed TOLERANCE where ``exact_error`` does not
-    exact_error: float | None  # the same in float64 arithmetic, asked only where ``error`` exceeds TOLERANCE: then it decides
+    exact_error: float | None  # the same in float64, fused weights too, asked only where ``error`` exceeds TOLERANCE: then it decides
 
 
 @dataclass(frozen=True)
@@ -87,14 +87,9 @@ def fused_report(
             f"{called} is in {str(images.dtype).removeprefix('torch.')}, too coarse to fuse: fuse it in float32, then convert it"
         )
     expected = _outputs(twin, images, called)
-    merged = merge_branches(twin, images[:1].clone())
-    folds = _folds(twin, images, called)
-    for fold in folds:
-        _apply(twin, fold)
-    residuals = merged.residuals + merge_residuals(twin)
-    _forget_caches(twin)
+    merged, folds = _fuse_in_place(twin, images, called)
     error = distance(_outputs(twin, images, called), expected)
-    exact = _exact_distance(module, twin, images, called) if error > TOLERANCE else None
+    exact = _exact_distance(module, images, called) if error > TOLERANCE else None
     if (moved := error if exact is None else exact) > TOLERANCE:
         raise ModelError(
             f"fusing {called} would change its outputs by {moved:.1e} of their size, and only {TOLERANCE:g} is rounding: "
@@ -102,7 +97,18 @@ def fused_report(
         )
     norms = sum(fold.is_norm for fold in folds)
     left = (*merged.left, *(path for path, part in twin.named_modules() if isinstance(part, _BatchNorm)))
-    return twin, Fused(norms, len(folds) - norms, len(residuals), len(merged.blocks), left, error, exact)
+    return twin, Fused(norms, len(folds) - norms, len(merged.residuals), len(merged.blocks), left, error, exact)
+
+
+def _fuse_in_place(twin: nn.Module, images: Tensor, called: str) -> tuple[Merged, tuple[Fold, ...]]:
+    """What was merged (all residuals among it) and what was folded."""
+    merged = merge_branches(twin, images[:1].clone())
+    folds = _folds(twin, images, called)
+    for fold in folds:
+        _apply(twin, fold)
+    merged.residuals += merge_residuals(twin)
+    _forget_caches(twin)
+    return merged, folds
 
 
 def _copied(module: nn.Module, called: str) -> nn.Module:
@@ -123,13 +129,15 @@ def _copied(module: nn.Module, called: str) -> nn.Module:
     return twin
 
 
-def _exact_distance(plain: nn.Module, fused: nn.Module, images: Tensor, called: str) -> float | None:
-    """The distance in float64 arithmetic, the weights as they are; None for networks that do not run in float64."""
+def _exact_distance(plain: nn.Module, images: Tensor, called: str) -> float | None:
+    """The distance in float64, the fused weights too: what is left is not rounding. None for networks that do not run in float64."""
     try:
-        expected, found = (_outputs(_copied(part, called).double(), images.double(), called) for part in (plain, fused))
+        expected = _outputs(_copied(plain, called).double(), images.double(), called)
+        twin = _copied(plain, called).double()
+        _fuse_in_place(twin, images.double(), called)
+        return distance(_outputs(twin, images.double(), called), expected)
     except ModelError:  # constants or buffers that insist on float32
         return None
-    return distance(found, expected)
 
 
 def _forget_caches(module: nn.Module) -> None:
