@@ -27,7 +27,7 @@ import numpy as np
 
 from edgejoule.measure.meters import open_meter
 from edgejoule.measure.stats import ratio_interval
-from edgejoule.measure.window import latencies, run_window
+from edgejoule.measure.window import back_to_back, run_window
 
 AIM_S = 0.005
 CALLS = 20  # inferences a turn: 0.1 s
@@ -114,7 +114,7 @@ def harness(infer: Infer, pool: Sequence[Any], calls: int = CALLS) -> Turn:
     begin, cpu = time.perf_counter(), time.process_time()
     stamps = run_window(infer, pool, 0.0, calls, calls, time.perf_counter)
     wall, used = time.perf_counter() - begin, time.process_time() - cpu
-    return float(np.median(latencies(stamps))), wall / calls, used / calls
+    return float(np.median(back_to_back(stamps).latencies_s)), wall / calls, used / calls
 
 
 def metered(infer: Infer, pool: Sequence[Any], calls: int = CALLS) -> Turn:

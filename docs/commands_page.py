@@ -7,7 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-VERBS = ("run", "screen", "compile", "measure", "rank", "report", "reproduce", "doctor", "zoo list", "zoo show", "store info")
+VERBS = (
+    *("run", "screen", "compile", "measure", "trace", "rank", "compare", "report", "reproduce"),
+    *("doctor", "zoo list", "zoo show", "store info"),
+)
 
 
 def page() -> str:

@@ -15,6 +15,7 @@ def test_the_public_names() -> None:
         "__version__",
         "find_model",
         "load_study",
+        "meter",
         "run_study",
     ]
     assert all(getattr(edgejoule, name) is not None for name in edgejoule.__all__)

@@ -14,7 +14,7 @@ import pytest
 from edgejoule.study_file import parse_study
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", ROOT / "docs" / "guide.md"]
+PAGES = [ROOT / "README.md", ROOT / "docs" / "guide.md", ROOT / "docs" / "metering.md"]
 
 
 def blocks(page: Path, language: str) -> list[str]:

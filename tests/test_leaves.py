@@ -13,7 +13,9 @@ import pytest
 from edgejoule import contracts, data, registry, zoo
 from edgejoule.compile.export import TorchExport
 from edgejoule.measure.meters import open_meter
-from edgejoule.seams import PassContext
+from edgejoule.measure.recording import open_recording
+from edgejoule.seams import PassContext, TraceHints
+from tests.fakes.recordings import FILES, SAID
 
 SHAPE = (1, 3, 160, 160)
 NEEDS_OPTIONS = {"replay": 'replay(path="{trace}")'}
@@ -47,6 +49,27 @@ def test_every_meter(name: str, tmp_path: Path) -> None:
     trace = tmp_path / "trace.csv"
     trace.write_text("time_s,power_w\n" + "".join(f"{i * 0.05},{2 + i % 3}\n" for i in range(100)))
     contracts.check_meter(NEEDS_OPTIONS.get(name, name).format(trace=trace), open_meter)
+
+
+@pytest.mark.parametrize("name", registry.names("trace"))
+def test_every_trace_format(name: str) -> None:
+    contracts.check_trace_format(name, FILES[name], SAID)
+
+
+@pytest.mark.parametrize("name", registry.names("trace"))
+def test_every_trace_file_is_recognised_by_itself(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("\n".join(FILES[name]) + "\n")
+    found = open_recording(path, hints=TraceHints(voltage_v=3.3 if name == "ppk2" else None))
+    assert found.format == name and any(trace.total for trace in found.traces)
+
+
+def test_the_contract_of_trace_formats_can_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    from edgejoule.measure.traces.table import Csv
+
+    monkeypatch.setattr(Csv, "recognises", lambda self, head: True)
+    with pytest.raises(contracts.ContractError, match="claims to recognise"):
+        contracts.check_trace_format("csv", FILES["csv"], SAID)
 
 
 @pytest.mark.parametrize("name", registry.names("pass"))

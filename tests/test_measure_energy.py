@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgejoule.measure.energy import integrate, window_energy
+from edgejoule.measure.energy import integrate, is_saturated, window_energy
 from edgejoule.records import Phase, Trace, floats
 
 IDLE, LOAD = 5.0, 15.0
@@ -208,3 +208,46 @@ def test_without_idle_there_is_no_net_and_a_short_window_is_told() -> None:
 def test_an_empty_trace_is_no_energy() -> None:
     energy, _ = doubts(dataclasses.replace(trace(*steady()), times_s=floats(), values=floats()))
     assert energy.energy_j is None
+
+
+def test_a_counter_that_disagrees_with_the_power_beside_it_is_told() -> None:
+    at = np.arange(0.0, 20.0, 0.05)
+    counter = Trace("gpu", "energy_j", floats(at), floats(10.0 * at), "nvml", "C", "gpu", 0.05, 0.1)
+    honest = Trace("gpu/power", "power_w", floats(at), floats(np.full(len(at), 10.2)), "nvml", "C", "gpu", 0.05, 0.1, total=False)
+    lying = dataclasses.replace(honest, values=floats(np.full(len(at), 17.5)))  # zeus#181: 187 J counted, 327 J polled
+    window, before, after = phases(5.0, 15.0, 5.0)
+    assert "counter_differs" not in {doubt.code for doubt in window_energy([counter, honest], window, before, after).caveats}
+    found = window_energy([counter, lying], window, before, after)
+    told = next(doubt for doubt in found.caveats if doubt.code == "counter_differs")
+    assert "110 J counted, 192.5 J integrated" in told.seen and found.energy_j == pytest.approx(100.0)
+
+
+def test_samples_that_pile_up_at_the_top_are_told() -> None:
+    watts = np.random.default_rng(0).normal(10.0, 1.0, 400)
+    assert not is_saturated(watts)
+    assert is_saturated(np.minimum(watts, 10.5))
+    assert not is_saturated(np.minimum(10.0 + np.arange(400) / 10, 20.0))  # settles once, and stays
+    assert not is_saturated(np.round(watts))  # a coarse sensor has few values
+
+
+def test_without_padding_the_bias_of_the_net_energy_is_bounded_in_words() -> None:
+    at = np.arange(0.0, 12.0, 0.05)
+    seen = Trace("rail", "power_w", floats(at), floats(np.where((at > 1) & (at < 11), 15.0, 5.0)), "s", "C", "board-in", 0.05, 0.5)
+    before = Phase("idle_before", 0.0, 0.9)
+    found = window_energy([seen], Phase("window", 1.0, 11.0), before, None)
+    assert "unpadded" not in {doubt.code for doubt in found.caveats}, "less idle than the sensor remembers gives no net at all"
+    assert found.net_energy_j is None
+    wide = dataclasses.replace(seen, averaging_s=0.1)
+    told = {d.code: d.seen for d in window_energy([wide], Phase("window", 1.0, 11.0), before, None).caveats}
+    assert "0.5 to 1 %" in told["unpadded"]
+
+
+def test_a_meter_on_another_clock_is_padded_by_what_is_not_known() -> None:
+    at = np.arange(0.0, 20.0, 0.01)
+    true = np.where((at > 5.0) & (at < 15.0), 15.0, 5.0)
+    late = Trace("wall", "power_w", floats(at + 0.2), floats(true), "plug", "B", "wall", 0.01, 0.01, offset_uncertainty_s=0.25)
+    window, before, after = phases(5.0, 15.0, 5.0)
+    found = window_energy([late], window, before, after)
+    assert found.net_energy_j == pytest.approx(100.0, rel=0.01) and "clock_uncertain" not in {d.code for d in found.caveats}
+    bare = window_energy([late], window)
+    assert "clock_uncertain" in {d.code for d in bare.caveats}

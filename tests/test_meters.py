@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import re
 import sys
@@ -24,6 +25,7 @@ from edgejoule.measure.nvml import Nvml
 from edgejoule.measure.rapl import Rapl
 from edgejoule.measure.replay import Replay, read_power
 from edgejoule.records import Phase
+from edgejoule.seams import Sensor
 from tests.fakes.measuring import set_energy, write_domain
 
 # ---------------------------------------------------------------- rapl
@@ -153,20 +155,54 @@ def test_rapl_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 # ---------------------------------------------------------------- nvml
 
 
+SOURCES: tuple[Any, ...] = ("auto", "energy", "power")
+
+
+class Value(ctypes.Union):
+    """nvmlValue_t: which member holds the number is said beside it."""
+
+    _fields_ = (
+        ("dVal", ctypes.c_double),
+        ("uiVal", ctypes.c_uint),
+        ("ulVal", ctypes.c_ulong),
+        ("ullVal", ctypes.c_ulonglong),
+        ("sllVal", ctypes.c_longlong),
+        ("siVal", ctypes.c_int),
+        ("usVal", ctypes.c_ushort),
+    )
+
+
+class FieldValue(ctypes.Structure):
+    """nvmlFieldValue_t as nvidia-ml-py 12.535 and 13 declare it."""
+
+    _fields_ = (
+        ("fieldId", ctypes.c_uint32),
+        ("scopeId", ctypes.c_uint32),
+        ("timestamp", ctypes.c_int64),
+        ("latencyUsec", ctypes.c_int64),
+        ("valueType", ctypes.c_uint),
+        ("nvmlReturn", ctypes.c_uint),
+        ("value", Value),
+    )
+
+
 class FakeNvml(types.ModuleType):
-    """nvidia-ml-py as it behaves: codes as exceptions, milliwatts and millijoules, field values with a return code of their own."""
+    """nvidia-ml-py as it behaves: codes as exceptions, milliwatts and millijoules, field values with a type and a code of their own."""
 
     class NVMLError(Exception):
         def __init__(self, value: int) -> None:
             self.value = value
 
         def __str__(self) -> str:
-            return {3: "Not Supported", 9: "Driver Not Loaded", 15: "GPU is lost"}.get(self.value, "Unknown Error")
+            return {3: "Not Supported", 9: "Driver Not Loaded", 13: "Function Not Found", 15: "GPU is lost"}.get(
+                self.value, "Unknown Error"
+            )
 
-    def __init__(self, energy: bool = True, instant: bool = True, usage: bool = True, arch: int = 8, start: int = 0) -> None:
+    def __init__(self, can: str = "energy instant average usage", arch: int = 8, start: int = 0, **numbers: int) -> None:
         super().__init__("pynvml")
-        self.can = {"energy": energy, "instant": instant, "usage": usage}
+        self.can = set(can.split())
         self.arch, self.begin, self.reasons, self.lost = arch, start, 0, False
+        self.numbers = {"energy": 7_500, "usage": 42_000, "instant": 43_000, "average": 44_000, "type": 1} | numbers
 
     def nvmlInit(self) -> None:  # noqa: N802
         if self.begin:
@@ -177,25 +213,48 @@ class FakeNvml(types.ModuleType):
             raise self.NVMLError(6)
         return index
 
-    def _answer(self, what: str, value: int) -> int:
-        if self.lost or not self.can[what]:
+    def _answer(self, what: str) -> int:
+        if self.lost or what not in self.can:
             raise self.NVMLError(15 if self.lost else 3)
-        return value
+        return self.numbers[what]
 
     def nvmlDeviceGetTotalEnergyConsumption(self, handle: int) -> int:  # noqa: N802
-        return self._answer("energy", 7_500)
+        return self._answer("energy")
 
     def nvmlDeviceGetPowerUsage(self, handle: int) -> int:  # noqa: N802
-        return self._answer("usage", 42_000)
+        return self._answer("usage")
 
-    def nvmlDeviceGetFieldValues(self, handle: int, fields: list[int]) -> list[Any]:  # noqa: N802
-        assert fields == [186]
-        return [types.SimpleNamespace(nvmlReturn=0 if self.can["instant"] else 3, value=types.SimpleNamespace(uiVal=43_000))]
+    def nvmlDeviceGetFieldValues(self, handle: int, fields: list[int]) -> Any:  # noqa: N802
+        values = (FieldValue * len(fields))()
+        for value, number in zip(values, fields, strict=True):
+            what = {185: "average", 186: "instant"}[number]
+            value.fieldId, value.value.ullVal = number, 0xDEADBEEF_DEADBEEF  # what the driver does not write is not zero
+            value.nvmlReturn = 15 if self.lost else 0 if what in self.can else 3
+            if value.nvmlReturn == 0:
+                value.valueType = self.numbers["type"]
+                setattr(
+                    value.value,
+                    ("dVal", "uiVal", "ulVal", "ullVal", "sllVal", "siVal", "usVal")[self.numbers["type"] % 7],
+                    self.numbers[what],
+                )
+        return values
 
     def nvmlDeviceGetArchitecture(self, handle: int) -> int:  # noqa: N802
+        if self.arch < 0:
+            raise self.NVMLError(13)
         return self.arch
 
+    def nvmlDeviceIsMigDeviceHandle(self, handle: int) -> Any:  # noqa: N802
+        return ctypes.c_uint("slice" in self.can)  # and not its value
+
     def nvmlDeviceGetCurrentClocksThrottleReasons(self, handle: int) -> int:  # noqa: N802
+        if "events" in self.can:
+            raise self.NVMLError(13)
+        return self.reasons
+
+    def nvmlDeviceGetCurrentClocksEventReasons(self, handle: int) -> int:  # noqa: N802
+        if "events" not in self.can:
+            raise self.NVMLError(13)
         return self.reasons
 
 
@@ -203,27 +262,62 @@ class FakeNvml(types.ModuleType):
     ("fake", "source", "quantity", "averaging_s", "value"),
     [
         (FakeNvml(), "auto", "energy_j", 0.1, 7.5),
+        (FakeNvml(), "energy", "energy_j", 0.1, 7.5),
         (FakeNvml(), "power", "power_w", 0.1, 43.0),
-        (FakeNvml(energy=False), "auto", "power_w", 0.1, 43.0),
-        (FakeNvml(energy=False, instant=False), "auto", "power_w", 1.0, 42.0),  # a mean over a second, from Ampere on
-        (FakeNvml(energy=False, instant=False, arch=6), "auto", "power_w", 0.1, 42.0),
+        (FakeNvml("instant average usage"), "auto", "power_w", 0.1, 43.0),
+        (FakeNvml("average usage"), "auto", "power_w", 1.0, 44.0),
+        (FakeNvml("usage"), "auto", "power_w", 1.0, 42.0),  # a mean over a second, from Ampere on
+        (FakeNvml("usage", arch=6), "auto", "power_w", 0.1, 42.0),
+        (FakeNvml("usage", arch=-1), "auto", "power_w", 1.0, 42.0),
+        (FakeNvml("instant usage", instant=0), "auto", "power_w", 1.0, 42.0),  # 0 mW is no answer
+        *((FakeNvml("instant", type=kind), "auto", "power_w", 0.1, 43.0) for kind in (0, 2, 3, 4, 5)),
+        (FakeNvml("instant usage", type=7), "auto", "power_w", 1.0, 42.0),  # a type that nobody knows
     ],
 )
-def test_nvml_tells_its_three_figures_apart(
+def test_nvml_tells_its_figures_apart(
     fake: FakeNvml, source: Any, quantity: str, averaging_s: float, value: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", fake)
     sensor = Nvml(source=source)
-    assert sensor.probe() is None
+    assert sensor.probe() is None and sensor.systematic == 0.05
     assert (sensor.quantity, sensor.averaging_s, sensor.read()) == (quantity, averaging_s, {"gpu": value})
+
+
+@pytest.mark.parametrize(
+    ("can", "watts", "averaging_s"), [("energy instant average", 43.0, 0.1), ("energy average", 44.0, 1.0), ("energy", None, None)]
+)
+def test_nvml_records_power_beside_its_counter(
+    can: str, watts: float | None, averaging_s: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", FakeNvml(can))
+    meter = open_meter("nvml(period_s=0.01)")
+    assert meter is not None
+    meter.start()
+    time.sleep(0.05)
+    counter, *beside = meter.stop()
+    assert (counter.rail, counter.quantity, counter.total, counter.systematic) == ("gpu", "energy_j", True, 0.05)
+    if watts is None:
+        assert not beside
+        return
+    (power,) = beside
+    assert (power.rail, power.quantity, power.total, power.averaging_s) == ("gpu/power", "power_w", False, averaging_s)
+    assert set(power.values) == {watts} and (power.grade, power.scope, power.systematic, power.period_s) == ("C", "gpu", 0.05, 0.01)
+
+
+def test_where_power_is_all_there_is_nothing_is_beside(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", FakeNvml())
+    assert Nvml(source="power").beside() is None and isinstance(Nvml().beside(), Sensor)
 
 
 @pytest.mark.parametrize(
     ("fake", "sensor", "sentence"),
     [
         (FakeNvml(start=9), Nvml(), "NVML does not start .Driver Not Loaded.*nvidia-smi"),
-        (FakeNvml(energy=False, instant=False, usage=False), Nvml(), "does not report power"),  # initialises, and answers NOT_SUPPORTED
-        (FakeNvml(energy=False), Nvml(source="energy"), "no energy counter"),
+        # A Jetson, or a virtual GPU: NVML initialises, finds one GPU, and supports nothing.
+        *((FakeNvml(""), Nvml(source=source), "neither power nor energy.*Not Supported.*Jetson.*virtual GPU") for source in SOURCES),
+        (FakeNvml("instant usage", instant=0, usage=0), Nvml(), "neither power nor energy"),
+        (FakeNvml("slice energy instant usage"), Nvml(), "MIG slice.*whole board"),  # some drivers answer with the whole board's figure
+        (FakeNvml("usage"), Nvml(source="energy"), 'no energy counter.*source="power"'),
         (FakeNvml(), Nvml(index=1), "GPU 1 is not there"),
         (None, Nvml(), "pip install"),
     ],
@@ -234,17 +328,41 @@ def test_nvml_says_what_is_missing(fake: Any, sensor: Nvml, sentence: str, monke
     assert sensor.quantity in ("energy_j", "power_w") and sensor.averaging_s > 0  # its facts can be asked all the same
 
 
-def test_nvml_lost_half_way_and_throttled(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_that_is_lost_is_not_one_without_a_sensor(monkeypatch: pytest.MonkeyPatch) -> None:
     fake = FakeNvml()
+    fake.lost = True
+    monkeypatch.setitem(sys.modules, "pynvml", fake)
+    assert "could not be read (GPU is lost)" in str(Nvml().probe())
+
+
+@pytest.mark.parametrize("can", ["energy instant", "energy instant events"])  # the old name of the question, and the new one
+def test_nvml_lost_half_way_and_throttled(can: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = FakeNvml(can)
     monkeypatch.setitem(sys.modules, "pynvml", fake)
     sensor = Nvml()
     sensor.read()
-    assert sensor.doubts() == {}
-    fake.reasons = 0x44
-    assert set(sensor.doubts()) == {"throttled", "power_capped"}
+    for reasons, said in ((0x0, set()), (0x113, set()), (0x4, {"power_capped"}), (0x44, {"throttled", "power_capped"})):
+        fake.reasons = reasons
+        assert set(sensor.doubts()) == said
+    for reasons in (0x8, 0x20, 0x40, 0x80):
+        fake.reasons = reasons
+        assert set(sensor.doubts()) == {"throttled"}
+    beside = sensor.beside()
+    assert beside is not None
     fake.lost = True
-    with pytest.raises(MeterError, match="GPU is lost"):
-        sensor.read()
+    for one in (sensor, beside):
+        with pytest.raises(MeterError, match="GPU is lost"):
+            one.read()
+
+
+def test_a_package_that_knows_neither_name_of_the_clock_reasons_raises_no_doubt(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Bare(FakeNvml):
+        nvmlDeviceGetCurrentClocksThrottleReasons = nvmlDeviceGetCurrentClocksEventReasons = property()  # type: ignore[assignment]  # noqa: N815
+        nvmlDeviceIsMigDeviceHandle = nvmlDeviceGetFieldValues = property()  # type: ignore[assignment]  # noqa: N815
+
+    monkeypatch.setitem(sys.modules, "pynvml", Bare())
+    sensor = Nvml(source="power")
+    assert sensor.doubts() == {} and sensor.read() == {"gpu": 42.0}
 
 
 class FourGpus(FakeNvml):
@@ -401,7 +519,7 @@ def test_the_best_meter_that_covers_the_device_is_chosen(tmp_path: Path, monkeyp
 def test_where_nothing_covers_the_device_it_is_an_estimate_and_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     patch(monkeypatch, tmp_path / "no", FakeNvml())
     chosen, why = choose_meter("cpu")
-    assert chosen == "estimate" and "nvml: measures gpu, not the cpu" in why and "rapl: no RAPL counters" in why and "grade D" in why
+    assert chosen == "estimate" and "no sensor here covers the cpu (edgejoule doctor says why)" in why and "grade D" in why
     patch(monkeypatch, tree(tmp_path), FakeNvml(start=9))
     chosen, why = choose_meter("cuda")
     assert chosen == "estimate" and "does not see the cuda device" in why
@@ -418,3 +536,15 @@ def test_a_leaf_that_is_no_meter_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("edgejoule.measure.LEAVES", {"odd": "types:SimpleNamespace"})
     with pytest.raises(MeterError, match="neither"):
         meters.open_meter("odd")
+
+
+@pytest.mark.parametrize(
+    ("capability", "source", "said"), [((8, 0), "power", True), ((9, 0), "power", True), ((8, 6), "power", False), ((8, 0), "auto", False)]
+)
+def test_a_gpu_whose_power_is_seen_part_time_says_so(
+    capability: tuple[int, int], source: Any, said: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = FakeNvml()
+    fake.nvmlDeviceGetCudaComputeCapability = lambda handle: list(capability)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "pynvml", fake)
+    assert ("part_time" in Nvml(source=source).doubts()) is said

@@ -42,7 +42,7 @@ def test_a_good_study_has_its_defaults() -> None:
         ('backends = ["onnxruntime"]', 'backends = ["onnx runtime"]', "line 8, compile.backends: cannot read"),
         ('backends = ["onnxruntime"]', "backends = []", "line 8, compile.backends: name at least one"),
         ('profile = "quick"', 'profile = "quick"\nbatch = 4', "line 12, measure.batch: single_stream"),
-        ('profile = "quick"', 'scenario = "fast"', "line 11, measure.scenario: 'fast' is not one of"),
+        ('profile = "quick"', 'scenario = "fast"', "line 11, measure.scenario: no scenario is called 'fast'"),
         ("[[measure]]", "[measure]", "write \\[\\[measure\\]\\]"),
         ("[compile]", "[kompile]", "line 7, kompile: unknown table"),
         ('name = "s"', 'name = "s', "line 2"),

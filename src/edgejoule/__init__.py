@@ -21,6 +21,7 @@ _HOME = {
     "load_study": "edgejoule.study",
     "run_study": "edgejoule.study",
     "find_model": "edgejoule.catalog",
+    "meter": "edgejoule.measure.metering",
 }
 __all__ = ["__version__", *sorted(_HOME)]
 

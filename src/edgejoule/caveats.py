@@ -6,6 +6,8 @@ Only what was *seen* is said at the place that saw it. Standard library only: bo
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
 from edgejoule.records import Caveat, Severity
 
 TABLE: dict[str, tuple[Severity, str, str]] = {
@@ -43,8 +45,8 @@ TABLE: dict[str, tuple[Severity, str, str]] = {
     # how it was measured
     "no_steady_state": (
         "warn",
-        "The timings had not settled when the warm-up cap was reached, so the window may hold a transient.",
-        "Close other programs, pin the clocks, or raise the warm-up cap.",
+        "The timings had not settled, so what was measured may be a transient.",
+        "Close other programs, pin the clocks, raise the warm-up cap, or sustain for longer.",
     ),
     "idle_drift": (
         "warn",
@@ -77,7 +79,7 @@ TABLE: dict[str, tuple[Severity, str, str]] = {
     "few_repeats": ("note", "Too few repeats for an interval.", "Measure at least three repeats."),
     "sequential": (
         "note",
-        "Repeats were added until the interval was narrow enough, which makes a 95 % interval cover 92 to 95 %.",
+        "Repeats were added until the interval was narrow enough; the interval is widened for it (96.5 % nominal), and covers 94 to 96 %.",
         "Nothing to do; state it with the result.",
     ),
     "cap_reached": (
@@ -105,6 +107,137 @@ TABLE: dict[str, tuple[Severity, str, str]] = {
         "Check the sensor; edgejoule doctor reads it once.",
     ),
     "negative_energy": ("warn", "The energy came out zero or negative, so it is not reported.", "Check the sensor and its rails."),
+    "unpadded": (
+        "warn",
+        "There was too little idle around the window, so a sensor that averages biases the energy above idle.",
+        "Leave idle of five averaging times on both sides, or use a longer window.",
+    ),
+    "clock_uncertain": (
+        "warn",
+        "The offset between the meter's clock and the device's is not known well enough for this window.",
+        "Leave idle on both sides of the window, so that it does not matter, or align the clocks by a load step (measure.clocks).",
+    ),
+    "counter_differs": (
+        "warn",
+        "The energy counter and the integrated power differ by more than 5 %.",
+        "Trust neither until you know why: a longer window, another meter.",
+    ),
+    "closure": (
+        "warn",
+        "Energy is not mean power times time within 1 %: a unit, a window or a stamp is wrong.",
+        "Check the units and the stamps of the file.",
+    ),
+    "part_time": (
+        "warn",
+        "The sensor observes a part of the time only (25 of every 100 ms), so a load that varies is sampled, not integrated.",
+        "Measure long windows, and no load that repeats in step with it.",
+    ),
+    "saturated": (
+        "warn",
+        "The sensor stood at the top of its range, so the true power was higher.",
+        "Use a wider range or another shunt.",
+    ),
+    "power_off_pilot": (
+        "warn",
+        "The mean power differs by more than 5 % from the first repeat's: the device was in another state.",
+        "Pin the clocks and the power mode, let the device cool, and measure again.",
+    ),
+    "sampler_costly": (
+        "warn",
+        "Sampling took more than 1 % of one core, and its own energy is in the figure.",
+        "Read the sensor less often (period_s).",
+    ),
+    "clock_low": (
+        "reject",
+        "The clock was below 95 % of the one that was asked for.",
+        "Cool the device, or ask for a clock that it can hold.",
+    ),
+    "canary_slow": (
+        "reject",
+        "A fixed small workload took more than 1.10 times as long after the window as before: the processor was throttled.",
+        "Cool the device and pin its clocks.",
+    ),
+    "past_throttling": (
+        "note",
+        "The board has been throttled or under-voltage since it was booted, though not in this window.",
+        "Use a better power supply, and reboot to clear the flag.",
+    ),
+    "charger": (
+        "warn",
+        "A charger or USB power is connected, so the battery's figures are not the device's consumption.",
+        "Unplug it (adb over the network), or meter the supply.",
+    ),
+    "overlapping_windows": (
+        "note",
+        "Another window overlapped this one, and the sensor cannot tell them apart: each holds the energy of both.",
+        "Measure one thing at a time, or nest the windows.",
+    ),
+    "deadlines_missed": (
+        "note",
+        "Some frames were not finished before the next one came.",
+        "Use a faster artifact or a lower frame rate.",
+    ),
+    "steady_below_start": (
+        "warn",
+        "The sustained throughput is below the first minute's: short windows flatter this device.",
+        "Report the steady state, and cool the device.",
+    ),
+    # what a trace file gave away
+    "bad_lines": (
+        "warn",
+        "Some lines could not be read; they were left out, and the time they cover was interpolated.",
+        "Look at the line that is named; cut the file around it.",
+    ),
+    "invalid_values": (
+        "warn",
+        "Some samples hold no valid value (negative, not a number, not available); they were left out.",
+        "Look at the line that is named, and at the instrument's range.",
+    ),
+    "clock_backwards": (
+        "warn",
+        "Time goes backwards in the file; samples that do not come after the one before were left out.",
+        "Split the file where the recording was restarted, or give --interval.",
+    ),
+    "stamps_rebuilt": (
+        "note",
+        "The stamps in the file are not the samples' own, so time was rebuilt from their number.",
+        "Give --interval if you know the true one.",
+    ),
+    "stamps_coarse": (
+        "warn",
+        "Several samples share a stamp, so their times were spread evenly.",
+        "Give --interval, or log with finer stamps.",
+    ),
+    "unit_inferred": (
+        "note",
+        "The file's own label of a unit is known to be wrong and was corrected.",
+        "Check the duration against your watch.",
+    ),
+    "duplicate_rail": (
+        "warn",
+        "A rail appears twice in one sample; neither value was used.",
+        "Check the logger.",
+    ),
+    "unknown_board": (
+        "warn",
+        "Nobody knows which of these rails add up to the whole, so there is no total.",
+        "Name the rail that feeds the others, or measure at the input.",
+    ),
+    "coarse_sampling": (
+        "warn",
+        "The sampling is too coarse to tell single inferences apart (350 samples per second and 20 per inference are the least).",
+        "Trust the sum only, or run a back-to-back loop and divide by the number of inferences.",
+    ),
+    "tails_overlap": (
+        "warn",
+        "The power does not return to the background between inferences, so they were cut apart at the lowest point.",
+        "Trust the sum; leave more time between inferences for single values.",
+    ),
+    "threshold_sensitive": (
+        "warn",
+        "Half or twice the threshold changes the energy by more than 2 %.",
+        "Leave more idle around the inferences, or run a back-to-back loop.",
+    ),
     "on_battery": (
         "warn",
         "The machine runs on battery or the battery is charging, which changes its clocks and its power.",
@@ -145,3 +278,25 @@ def caveat(code: str, seen: str) -> Caveat:
     """The caveat of a code, with what was seen. Raises KeyError for a code that is not in the table."""
     severity, why, advice = TABLE[code]
     return Caveat(code=code, seen=seen, why=why, advice=advice, severity=severity)
+
+
+@dataclass
+class Doubts:
+    """Collects doubts while a long input is read: per code the first evidence, and how often."""
+
+    _first: dict[str, str] = field(default_factory=dict)
+    _count: dict[str, int] = field(default_factory=dict)
+
+    def add(self, code: str, seen: str, times: int = 1) -> None:
+        """``seen`` is kept for the first of each code only. Raises KeyError for a code that is not in the table."""
+        TABLE[code]
+        self._first.setdefault(code, seen)
+        self._count[code] = self._count.get(code, 0) + times
+
+    def count(self, code: str) -> int:
+        return self._count.get(code, 0)
+
+    def caveats(self) -> tuple[Caveat, ...]:
+        """One caveat per code, in the order of their first appearance."""
+        more = {code: f" (and {n - 1} more)" if n > 1 else "" for code, n in self._count.items()}
+        return tuple(caveat(code, seen + more[code]) for code, seen in self._first.items())

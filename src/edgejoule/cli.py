@@ -14,7 +14,7 @@ import typer
 
 from edgejoule import __version__
 from edgejoule.errors import EdgejouleError
-from edgejoule.verbs import looking, pipeline, results
+from edgejoule.verbs import looking, pipeline, results, tracing
 from edgejoule.verbs.options import print_text
 
 app = typer.Typer(
@@ -31,7 +31,9 @@ app.command()(pipeline.run)
 app.command()(pipeline.screen)
 app.command("compile")(pipeline.compile_)
 app.command()(pipeline.measure)
+app.command()(tracing.trace)
 app.command()(results.rank)
+app.command()(results.compare)
 app.command()(results.report)
 app.command()(results.reproduce)
 app.command()(looking.doctor)

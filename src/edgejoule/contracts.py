@@ -9,18 +9,20 @@ that it cannot work here is judged by what it says, and by its shape. Host only 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from edgejoule import manifest, registry
+from edgejoule.caveats import Doubts
 from edgejoule.errors import ArtifactError, BackendError, EdgejouleError, TransportError
 from edgejoule.records import Artifact, ModelSpec, Preprocessing, SessionInfo, Trace, Variant
-from edgejoule.seams import Backend, CompileContext, Export, Meter, Pass, PassContext, Sensor, Transport
+from edgejoule.seams import Backend, CompileContext, Export, Meter, Pass, PassContext, Sensor, Streamer, TraceFormat, TraceHints, Transport
 
 GRADES = ("A", "B", "C", "D")
 FARTHEST = {"fp32": 1e-3, "fp16": 0.1, "bf16": 0.1, "int8": 0.5}  # relative error of logits that rounding explains in a sane network
@@ -34,13 +36,13 @@ def check_meter(spelling: str, meter_of: Callable[[str], Meter | None], seconds:
     """A sensor or meter: its facts, its probe and, where it works here, its traces. ``meter_of`` makes a Meter of a spelling."""
     leaf = _leaf("meter", spelling)
     remedy = _probe(leaf)
-    if isinstance(leaf, Sensor):
+    if isinstance(leaf, (Sensor, Streamer)):
         _require(leaf.quantity in ("energy_j", "power_w"), f"quantity is {leaf.quantity!r}, not energy_j or power_w")
         _require(leaf.period_s > 0 and leaf.averaging_s >= 0, "period_s must be positive and averaging_s not negative")
         _require(leaf.grade in GRADES, f"grade is {leaf.grade!r}, not A to D")
         _require(bool(leaf.scope), "scope is empty: say what the sensor sees")
     else:
-        _require(isinstance(leaf, Meter), "it is neither a Sensor (quantity, period_s, …, read) nor a Meter (start, stop)")
+        _require(isinstance(leaf, Meter), "it is no Sensor (quantity, …, read), no Streamer (…, argv, parser) and no Meter (start, stop)")
     if remedy is not None:
         return
     meter = meter_of(spelling)
@@ -62,6 +64,28 @@ def _check_trace(trace: Trace) -> None:
     if trace.quantity == "energy_j":
         _require(all(a <= b for a, b in itertools.pairwise(values)), f"rail {trace.rail}: joules decrease (unwrap the counter)")
     _require(trace.grade in GRADES and bool(trace.scope) and bool(trace.source), f"rail {trace.rail}: grade, scope or source is missing")
+
+
+def check_trace_format(spelling: str, sample: Sequence[str], hints: TraceHints) -> None:
+    """A format of trace files. ``sample`` is a real file's lines, which it must recognise and read; then it is given rubbish."""
+    leaf: TraceFormat = _leaf("trace", spelling)
+    _require(isinstance(leaf, TraceFormat), "it lacks a part of TraceFormat (averaging_s, grade, scope, recognises, totals, read)")
+    _require(leaf.averaging_s >= 0 and leaf.grade in GRADES and bool(leaf.scope), "averaging_s, grade or scope is missing")
+    _require(leaf.recognises(sample), "it does not recognise its own file")
+    for other in ([], ["", ""], ["no trace", "of any kind"], ["\x00\x00"], ["{}"], ["1,2,3"]):
+        _require(not leaf.recognises(other), f"it claims to recognise {other}")
+    blocks = list(leaf.read(iter(sample), hints, Doubts()))
+    _require(sum(len(found.times_s) for found in blocks) >= 2, "it reads fewer than two samples of its own file")
+    rails: dict[str, None] = {}
+    for found in blocks:
+        for rail, values in (*found.power_w.items(), *found.energy_j.items()):
+            _require(len(values) == len(found.times_s), f"rail {rail}: {len(values)} values and {len(found.times_s)} stamps")
+            rails[rail] = None
+    _require(set(leaf.totals(tuple(rails))) <= set(rails), "totals() names rails that are not there")
+    for n, line in enumerate(sample):
+        for spoiled in (line[: len(line) // 2], line.replace(",", ";"), line.replace(".", ","), line + "\x00", line + line, "-1"):
+            with contextlib.suppress(EdgejouleError):  # one clear error is as good as a doubt
+                list(leaf.read(iter([*sample[:n], spoiled, *sample[n + 1 :]]), hints, Doubts()))
 
 
 def check_backend(spelling: str, export: Export, shape: tuple[int, int, int, int], images: Any, workdir: Path) -> None:

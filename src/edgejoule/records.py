@@ -218,7 +218,7 @@ class Artifact:
 class Workload:
     """What is asked of a session. ``end_to_end`` puts preprocessing inside the window."""
 
-    scenario: Literal["single_stream", "offline"] = "single_stream"
+    scenario: str = "single_stream"  # the grammar of scenarios.py, canonical
     batch: int = 1
     end_to_end: bool = False
     images: str = "photos(n=32)"
@@ -287,6 +287,27 @@ class Trace:
     offset_s: float = 0.0
     offset_uncertainty_s: float = 0.0
     total: bool = True  # this rail is one of those that add up to the whole
+    systematic: float = 0.0  # relative error that averaging does not lessen, by the instrument's own word (0.05 is +-5 %); 0 where unknown
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """Something watched beside the power during a trial: a clock, a temperature, memory. On the trial's clock."""
+
+    name: str  # "clock", "temperature", "pss", …
+    unit: str  # "Hz", "C", "bytes"
+    times_s: Floats
+    values: Floats
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Peaks of one trial. None where the system does not say."""
+
+    rss_bytes: int | None  # resident set, high-water mark
+    pss_bytes: int | None  # proportional set, the largest of samples every 50 ms outside the metered window
+    gpu_bytes: int | None  # of this process, as the GPU's driver counts it
+    swap_bytes: int | None  # of this process, swapped out at the end
 
 
 @dataclass(frozen=True, slots=True)
@@ -340,6 +361,11 @@ class Trial:
     peak_memory_bytes: int
     traces: tuple[Trace, ...] = ()
     caveats: tuple[Caveat, ...] = ()
+    watched: tuple[Series, ...] = ()
+    memory: Memory | None = None
+    sampler_cores: float | None = None  # CPU seconds of all that sampled, per second
+    frames_due: int | None = None  # scenario fixed_rate: frames that came in the window
+    deadlines_missed: int | None = None  # of those, not finished before the next one came
 
     def phase(self, name: str) -> Phase | None:
         return next((phase for phase in self.phases if phase.name == name), None)
@@ -378,6 +404,49 @@ class Measurement:
     repeats: int
     inferences: int
     accuracy: Accuracy | None = None
+    caveats: tuple[Caveat, ...] = ()
+    systematic: float | None = None  # relative error of the meter that repeats do not lessen; None where its maker says nothing
+    power_time_j: Interval | None = None  # E3P's way: mean of the power samples times the window, per image
+    p90_interval_s: Interval | None = None  # within the repeats: block bootstrap, n is the effective number of inferences
+    memory: Memory | None = None
+    sampler_cores: float | None = None  # CPU seconds per second of all that sampled, the most of any repeat
+    frames_due: int | None = None  # scenario fixed_rate, over all repeats
+    deadlines_missed: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """One inference found in a power trace. Seconds from the trace's first sample."""
+
+    start_s: float
+    stop_s: float
+    energy_j: float
+    net_energy_j: float  # above the background
+
+
+@dataclass(frozen=True, slots=True)
+class TraceEnergy:
+    """What a trace file holds between two instants. Seconds from its first sample; None where it has no meaning."""
+
+    format: str
+    rails: tuple[str, ...]
+    total_rails: tuple[str, ...]
+    samples: int
+    duration_s: float
+    period_s: float
+    start_s: float
+    stop_s: float
+    energy_j: Mapping[str, float | None]
+    power_w: Mapping[str, float | None]
+    total_energy_j: float | None
+    net_energy_j: float | None
+    idle_w: float | None
+    grade: Grade
+    scope: str
+    segments: tuple[Segment, ...] = ()
+    segment_energy_j: tuple[float, float] | None = None  # mean and standard deviation over the segments
+    segment_net_energy_j: tuple[float, float] | None = None
+    sensitivity: Mapping[str, float | None] = field(default_factory=dict)  # {k: net joules of all segments at that threshold}
     caveats: tuple[Caveat, ...] = ()
 
 

@@ -2,7 +2,7 @@
 
 Parsed with ``ast``; values are literals, nothing is ever evaluated. ``create`` imports the one leaf that was named and
 builds it. Each package lists its leaves in ``LEAVES``; third parties add theirs by entry points (``edgejoule.meter``,
-``edgejoule.backend``, ``edgejoule.pass``, ``edgejoule.transport``, ``edgejoule.model``). Knows no leaf itself.
+``edgejoule.backend``, ``edgejoule.pass``, ``edgejoule.transport``, ``edgejoule.model``, ``edgejoule.trace``). Knows no leaf itself.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ PACKAGES = {
     "transport": "edgejoule.fleet",
     "model": "edgejoule.zoo",
     "pass": "edgejoule.optimize",
+    "trace": "edgejoule.measure.traces",
 }
 LONGEST = 4096  # characters of one spelling; ast recurses, and no honest spelling is longer
 

@@ -5,19 +5,20 @@ Measures nothing, compiles nothing, and changes nothing in the store.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from edgejoule import __version__
 from edgejoule.catalog import find_model
 from edgejoule.caveats import caveat
 from edgejoule.errors import EdgejouleError, RankError
-from edgejoule.records import Accuracy, Failure, Measurement, ModelSpec, Ranking, Screened, Trial
+from edgejoule.records import Accuracy, Artifact, Failure, Measurement, ModelSpec, Ranking, Screened, Trial
 from edgejoule.study_file import BESIDE, RankPlan, parse_study
 
 if TYPE_CHECKING:  # the store brings SQLAlchemy, which ranking a table does without
+    from edgejoule.measure.compare import Verdict
     from edgejoule.rank.groups import GroupKey
     from edgejoule.rank.table import Entry
     from edgejoule.reproduce import Beside
@@ -53,6 +54,37 @@ def measurements(store: Store) -> tuple[Measurement, ...]:
         alike = (found.variant, found.backend, replace(found.workload, images_sha256=""), found.protocol, found.meter, found.fingerprint)
         newest[alike] = found
     return tuple(newest.values())
+
+
+def compare_in_store(source: str, ours: str, theirs: str) -> dict[str, Verdict]:
+    """Two variants of a store, each named by ``variant @ backend``, by the variant or by the model: {latency, energy}, ours over theirs.
+
+    Repeats of one round are paired. Raises RankError for a name that fits none or several, MeterError where two must not be compared.
+    """
+    from edgejoule.measure.compare import compare_trials
+    from edgejoule.store import Store
+
+    with Store.open(source, create=False) as store:
+        artifacts = store.artifacts()
+        shas = [_only_artifact(artifacts, name) for name in (ours, theirs)]
+        trials = [[trial for trial in store.trials() if trial.artifact_sha256 == sha] for sha in shas]
+    metered = all(trial.traces for side in trials for trial in side)
+    figures: tuple[Literal["latency", "energy"], ...] = ("latency", "energy") if metered else ("latency",)
+    return {figure: compare_trials(trials[0], trials[1], figure) for figure in figures}
+
+
+def _only_artifact(artifacts: Mapping[str, Artifact], name: str) -> str:
+    """The hash of the one artifact that a name fits."""
+    names = {sha: (artifact.label, artifact.variant.label, artifact.variant.spec.name) for sha, artifact in artifacts.items()}
+    found: list[str] = []
+    for way in range(3):
+        found = [sha for sha, known in names.items() if known[way] == name]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            break
+    there = ", ".join(repr(artifact.label) for artifact in artifacts.values())
+    raise RankError(f"{name!r} names {'several' if found else 'none'} of the artifacts here: name one of {there}")
 
 
 def published_accuracy(spec: ModelSpec) -> Accuracy | None:

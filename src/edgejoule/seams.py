@@ -6,11 +6,12 @@ Imports the standard library and the records only; tensors and arrays are named 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
+from edgejoule.caveats import Doubts
 from edgejoule.records import Artifact, Grade, Job, ModelSpec, SessionInfo, Trace, Trial
 
 
@@ -30,6 +31,76 @@ class Sensor(Protocol):
     def scope(self) -> str: ...
     def probe(self) -> str | None: ...
     def read(self) -> Mapping[str, float]: ...  # {rail: joules since whenever, monotonic | watts}; raises MeterError
+
+    # Optional: total(rail) -> bool, doubts() -> {caveat code: what was seen}, beside() -> Sensor | None (read along, not part of
+    # the total), systematic (relative error by the maker's word), stamp_uncertainty_s.
+
+
+@runtime_checkable
+class Streamer(Protocol):
+    """A program that prints samples until it is ended. ``measure/streamed.py`` turns any Streamer into a Meter.
+
+    Optional, as for a Sensor: ``total(rail) -> bool``, ``doubts() -> {caveat code: what was seen}``, ``systematic`` (relative),
+    ``stamp_uncertainty_s``; and ``terminal``, True where the program prints line by line only on a terminal.
+    """
+
+    @property
+    def quantity(self) -> Literal["energy_j", "power_w"]: ...
+    @property
+    def period_s(self) -> float: ...  # how often a sample comes
+    @property
+    def averaging_s(self) -> float: ...  # the instrument's own averaging or update time
+    @property
+    def grade(self) -> Grade: ...
+    @property
+    def scope(self) -> str: ...
+    def probe(self) -> str | None: ...
+    def argv(self) -> Sequence[str]: ...  # the command; raises MeterError
+    def parser(self) -> Callable[[str], Mapping[str, float] | None]: ...
+
+    # A fresh function from a line without its end to a sample {rail: joules | watts} where one is complete, else None. What it
+    # cannot read it passes over (None); it raises MeterError where the stream is of no use at all, which ends it.
+
+
+@dataclass(frozen=True, slots=True)
+class TraceHints:
+    """What the user says of a trace file because the file does not. Empty text and None mean: not said."""
+
+    interval_s: float | None = None  # seconds between rows: wins over any stamps in the file
+    voltage_v: float | None = None
+    time_col: str = ""
+    power_col: str = ""
+    voltage_col: str = ""
+    current_col: str = ""
+    time_unit: str = ""  # s, ms, us, ns, min, h
+    power_unit: str = ""  # W, mW, uW
+    voltage_unit: str = ""  # V, mV
+    current_unit: str = ""  # A, mA, uA
+    decimal: str = ""  # "." or ","
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Some rows of a trace file, in file order: numpy float64 arrays of one length (N,). NaN marks what could not be read."""
+
+    times_s: Any  # (N,) seconds from any origin; NaN where a row has no stamp (then hints.interval_s is needed)
+    power_w: Mapping[str, Any]  # {rail: (N,) watts}
+    energy_j: Mapping[str, Any]  # {rail: (N,) joules since whenever}: the file's own counter of a rail
+
+
+@runtime_checkable
+class TraceFormat(Protocol):
+    """A kind of trace file. Lines come without their ends; a row that cannot be read is a row of NaN and a doubt, never a guess."""
+
+    @property
+    def averaging_s(self) -> float: ...  # of the instrument that wrote it
+    @property
+    def grade(self) -> Grade: ...
+    @property
+    def scope(self) -> str: ...
+    def recognises(self, head: Sequence[str]) -> bool: ...  # the first 50 lines (with content) are surely of this format
+    def totals(self, rails: Sequence[str]) -> tuple[str, ...]: ...  # the rails that add up to the whole; () where nobody knows
+    def read(self, lines: Iterable[str], hints: TraceHints, doubts: Doubts) -> Iterator[Block]: ...  # raises MeterError
 
 
 @runtime_checkable

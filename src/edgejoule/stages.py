@@ -40,6 +40,7 @@ from edgejoule.records import (
     Variant,
     Workload,
 )
+from edgejoule.scenarios import scenario
 from edgejoule.seams import Backend, PassContext
 from edgejoule.study_file import MeasurePlan, ScreenPlan
 
@@ -215,7 +216,8 @@ def entrants(artifacts: Iterable[Artifact], plan: MeasurePlan, bench: Bench) -> 
             chosen[device] = _meter(plan.meter, device, bench)
         crops, sha256 = data.write_crops(plan.images, artifact.variant.spec.preprocessing, writable(bench.cache / "images"))
         images = registry.canonical(plan.images)
-        found.append(Entrant(artifact, crops, Workload(plan.scenario, plan.batch, plan.end_to_end, images, sha256), chosen[device]))
+        workload = Workload(str(scenario(plan.scenario)), plan.batch, plan.end_to_end, images, sha256)
+        found.append(Entrant(artifact, crops, workload, chosen[device]))
     return tuple(found)
 
 

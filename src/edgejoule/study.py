@@ -8,8 +8,9 @@ from pathlib import Path
 from edgejoule import __version__, stages
 from edgejoule.bench import Bench, Event
 from edgejoule.errors import BackendError, OutputError, StudyError
-from edgejoule.records import Artifact, Failure, Measurement, ModelSpec
+from edgejoule.records import Artifact, Failure, Measurement, ModelSpec, Trial
 from edgejoule.results import Outcome, measurements, outcome_of
+from edgejoule.scenarios import scenario
 from edgejoule.store import NAME, Store
 from edgejoule.study_file import MeasurePlan, Study, load_study
 
@@ -91,12 +92,15 @@ def check_writable(out: Path) -> None:
         raise OutputError(f"cannot write into {out} ({error.strerror}): choose another folder with --out") from error
 
 
-def measure_one(artifact: Artifact, plan: MeasurePlan, out: Path | None, bench: Bench, command: str = "") -> Measurement:
-    """One artifact by one plan; its trials go into ``out`` where that is given, else they are forgotten.
+def measure_one(
+    artifact: Artifact, plan: MeasurePlan, out: Path | None, bench: Bench, command: str = ""
+) -> tuple[Measurement, tuple[Trial, ...]]:
+    """One artifact by one plan, and the repeats it was made of; they go into ``out`` where that is given, else they are forgotten.
 
     Raises the error of the first trial that fails.
     """
     from edgejoule.measure.protocols import profile
+    from edgejoule.measure.summary import with_percentiles
 
     with tempfile.TemporaryDirectory() as scratch:
         folder = out or Path(scratch)
@@ -107,6 +111,14 @@ def measure_one(artifact: Artifact, plan: MeasurePlan, out: Path | None, bench: 
             for failure in stages.measure(stages.entrants((artifact,), plan, bench), plan, store, run, bench):
                 raise BackendError(f"{failure.variant} @ {failure.backend}: {failure.reason}")
             protocol = profile(plan.profile).name
-            same = (artifact.sha256, protocol, plan.scenario, plan.batch)
+            same = (artifact.sha256, protocol, str(scenario(plan.scenario)), plan.batch)
             found = [m for m in measurements(store) if (m.artifact_sha256, m.protocol, m.workload.scenario, m.workload.batch) == same]
-            return found[-1]
+            chosen = found[-1]
+            kind = (chosen.artifact_sha256, chosen.protocol, chosen.workload, chosen.meter, chosen.fingerprint)
+            trials = tuple(trial for trial in store.trials() if _kind(trial) == kind)
+            return with_percentiles(chosen, trials), trials
+
+
+def _kind(trial: Trial) -> tuple[object, ...]:
+    """What trials of one measurement have in common."""
+    return trial.artifact_sha256, trial.protocol.name, trial.workload, trial.meter, trial.environment.fingerprint

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from edgejoule import registry
-from edgejoule.errors import EdgejouleError, StudyError
+from edgejoule.errors import EdgejouleError, SpecError, StudyError
+from edgejoule.scenarios import scenario
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -83,7 +84,7 @@ class MeasurePlan:
     """``[[measure]]``: one way of measuring; several make several rankings. ``threads`` 0 means all the cores this process may use."""
 
     profile: str = "standard"
-    scenario: Literal["single_stream", "offline"] = "single_stream"
+    scenario: str = "single_stream"
     batch: int = 1
     end_to_end: bool = False
     meter: str = "auto"
@@ -266,12 +267,16 @@ def check_plan(plan: MeasurePlan, error: Callable[[str, str], StudyError]) -> No
     """Raises ``error(key, message)`` for the first value of a measuring plan that makes no sense."""
     for key in ("profile", "meter", "images"):
         _spelling(getattr(plan, key), partial(error, key))
-    if plan.scenario not in ("single_stream", "offline"):
-        raise error("scenario", f"{plan.scenario!r} is not one of single_stream, offline")
     if plan.batch < 1:
         raise error("batch", "expected at least 1")
-    if plan.scenario == "single_stream" and plan.batch != 1:
-        raise error("batch", 'single_stream is one image at a time: use scenario "offline" for batches')
+    try:
+        scenario(plan.scenario)
+    except SpecError as problem:
+        raise error("scenario", str(problem)) from problem
+    try:
+        scenario(plan.scenario, plan.batch)
+    except SpecError as problem:
+        raise error("batch", str(problem)) from problem
     if not 0 <= plan.threads <= MOST_THREADS:
         raise error("threads", f"expected 0 (all cores) or at most {MOST_THREADS}")
 

@@ -129,7 +129,7 @@ def measure(job: Job, artifact: Artifact, crops: npt.NDArray[np.uint8], answers:
         opened.callback(session.close)
         return session
 
-    return run_trial(load, artifact, crops, job, meter, bench=Bench(notify=answers.event))
+    return run_trial(load, artifact, crops, job, meter, bench=Bench(notify=answers.event, cuda=backend.device == "cuda"))
 
 
 def outputs(job: Job, artifact: Artifact, crops: npt.NDArray[np.uint8], opened: ExitStack) -> Outputs:

@@ -3,6 +3,13 @@
 LEAVES = {
     "nvml": "edgejoule.measure.nvml:Nvml",
     "rapl": "edgejoule.measure.rapl:Rapl",
+    "tegrastats": "edgejoule.measure.tegrastats:Tegrastats",
+    "ina3221": "edgejoule.measure.ina3221:Ina3221",
+    "hwmon": "edgejoule.measure.hwmon:Hwmon",
+    "odpm": "edgejoule.measure.odpm:Odpm",
+    "perf": "edgejoule.measure.perf:Perf",
+    "powermetrics": "edgejoule.measure.powermetrics:Powermetrics",
+    "battery": "edgejoule.measure.battery:Battery",
     "replay": "edgejoule.measure.replay:Replay",
     "estimate": "edgejoule.measure.estimate:Estimate",
 }

@@ -25,6 +25,10 @@ FEWEST_READS = 5  # of a counter, within the window
 GAP = 5.0  # median periods
 STUCK = 10.0  # update times without a change
 IDLE_DRIFT_W, IDLE_DRIFT = 0.05, 0.03
+CLOCK_S, CLOCK = 0.05, 0.01  # how well two clocks must agree: the smaller of 50 ms and 1 % of the window
+COUNTER = 0.05  # between a counter and the integrated power beside it
+BESIDE = "/power"  # a rail's power, recorded beside its counter
+PILED, DISTINCT, VISITS = 0.2, 20, 5  # a fifth of the samples at the very top, where they otherwise take twenty values
 AMPLE = 100.0  # averaging times: a window this long needs no padding (bias <= 0.5 % boxcar, 1 % exponential)
 
 Samples = npt.NDArray[np.float64]
@@ -74,8 +78,8 @@ def integrate(trace: Trace, start_s: float, stop_s: float) -> float | None:
 
 
 def pad_s(trace: Trace) -> float:
-    """How far beyond the window's edges this rail must be integrated: its memory, and two polls for the edges' interpolation."""
-    return max(PAD * trace.averaging_s, 2 * trace.period_s)
+    """How far beyond the window's edges this rail must be integrated: its memory, or two polls, and what its clock may be off by."""
+    return max(PAD * trace.averaging_s, 2 * trace.period_s) + trace.offset_uncertainty_s
 
 
 def window_energy(traces: Sequence[Trace], window: Phase, before: Phase | None = None, after: Phase | None = None) -> Energy:
@@ -90,6 +94,7 @@ def window_energy(traces: Sequence[Trace], window: Phase, before: Phase | None =
     rails = [_rail(trace, window, before, after) for trace in totals]
     doubts = [doubt for rail in rails for doubt in rail.caveats]
     gross, net, idle = _sum([r.energy_j for r in rails]), _sum([r.net_j for r in rails]), _sum([r.idle_w for r in rails])
+    doubts += [found for trace in totals for found in counter_doubts(trace, traces, window)]
     doubts += _idle_drift(_sum([r.before_w for r in rails]), _sum([r.after_w for r in rails]), sum(r.blur_w for r in rails))
     if gross is not None and gross <= 0:
         doubts.append(caveat("negative_energy", f"{gross:.4g} J in {window.stop_s - window.start_s:.3g} s"))
@@ -119,13 +124,28 @@ def _rail(trace: Trace, window: Phase, before: Phase | None, after: Phase | None
             mean_w = _idle_at((window.start_s + window.stop_s) / 2, before, after, before_w, after_w)
             idle_w, net = mean_w, padded - mean_w * (duration + 2 * pad)
             gross = net + mean_w * duration
-    if padded is None and duration < AMPLE * trace.averaging_s:
-        doubts.append(caveat("short_window", f"{trace.rail}: {duration:.3g} s, and the sensor averages over {trace.averaging_s:g} s"))
+    if padded is None:
+        doubts += _unpadded(trace, duration, net is not None)
     if unmeasured or gross is None:
         if gross is None and not unmeasured:
             doubts.append(caveat("trace_gap", f"{trace.rail}: the samples do not cover the window"))
         return _Rail(None, None, None, caveats=tuple(doubts))
     return _Rail(gross, net, idle_w, before_w, after_w, _idle_blur_w(trace, before, after, idle_w), tuple(doubts))
+
+
+def _unpadded(trace: Trace, duration_s: float, has_net: bool) -> list[Caveat]:
+    """What is wrong with an energy that was not integrated into the idle on both sides."""
+    memory_s, blind_s = trace.averaging_s, trace.offset_uncertainty_s
+    doubts: list[Caveat] = []
+    if duration_s < AMPLE * memory_s:
+        doubts.append(caveat("short_window", f"{trace.rail}: {duration_s:.3g} s, and the sensor averages over {memory_s:g} s"))
+    if has_net and memory_s > 0:
+        bias = [100 * memory_s / duration_s / part for part in (2, 1)]  # boxcar, exponential
+        seen = f"{trace.rail}: net energy is low by {bias[0]:.2g} to {bias[1]:.2g} % ({memory_s:g} s of averaging in {duration_s:.3g} s)"
+        doubts.append(caveat("unpadded", seen))
+    if blind_s > min(CLOCK_S, CLOCK * duration_s):
+        doubts.append(caveat("clock_uncertain", f"{trace.rail}: +-{1e3 * blind_s:.3g} ms in a window of {duration_s:.3g} s"))
+    return doubts
 
 
 def _check(trace: Trace, window: Phase) -> tuple[list[Caveat], bool]:
@@ -144,10 +164,34 @@ def _check(trace: Trace, window: Phase) -> tuple[list[Caveat], bool]:
     steps = np.diff(times[around])
     if len(steps) and (longest := float(np.max(steps))) > GAP * max(float(np.median(steps)), trace.period_s):
         doubts.append(caveat("trace_gap", f"{trace.rail}: {longest:.3g} s without a sample, where one came every {np.median(steps):.3g} s"))
+    if not counter and is_saturated(held):
+        doubts.append(caveat("saturated", f"{trace.rail}: at {np.max(held):.4g} W again and again"))
     if updates < FEWEST_UPDATES - 0.5:  # half an update: a window of exactly 20 may begin or end on one
         doubts.append(caveat("few_updates", f"{trace.rail}: {updates:.0f} updates in {duration:.3g} s"))
         return doubts, True
     return doubts, False
+
+
+def counter_doubts(counter: Trace, traces: Sequence[Trace], window: Phase) -> list[Caveat]:
+    """Whether a counter agrees with the power recorded beside it (rail ``<rail>/power``), integrated over the same padded window."""
+    beside = next((t for t in traces if t.rail == counter.rail + BESIDE and t.quantity == "power_w"), None)
+    if counter.quantity != "energy_j" or beside is None:
+        return []
+    pad = max(pad_s(counter), pad_s(beside))
+    both = [integrate(trace, window.start_s - pad, window.stop_s + pad) for trace in (counter, beside)]
+    counted, summed = both
+    if counted is None or summed is None or counted <= 0 or abs(summed / counted - 1) <= COUNTER:
+        return []
+    return [caveat("counter_differs", f"{counter.rail}: {counted:.4g} J counted, {summed:.4g} J integrated from power")]
+
+
+def is_saturated(watts: Samples) -> bool:
+    """Whether samples pile up at the top of the sensor's range: a fifth of them, come back to again and again, the others varying."""
+    if len(watts) < DISTINCT or len(np.unique(watts)) < DISTINCT:
+        return False
+    top = watts == watts.max()
+    visits = np.count_nonzero(top[1:] & ~top[:-1])  # a filter that settles arrives once
+    return bool(np.count_nonzero(top) > PILED * len(watts) and visits >= VISITS)
 
 
 def _updates(held: Samples, duration_s: float, averaging_s: float, counter: bool) -> float:
@@ -191,12 +235,13 @@ def _unmoved_s(trace: Trace, times: Samples, watts: Samples, window: Phase) -> f
 def _idle_w(trace: Trace, phase: Phase | None) -> float | None:
     """Mean watts of an idle phase, once the sensor has forgotten the load before it; None where too little is left.
 
-    Two polls are cut off at each end: the interpolation of the poll that straddles an edge mixes idle with load.
+    Two polls are cut off at each end (the interpolation of the poll that straddles an edge mixes idle with load), and what the clock
+    may be off by.
     """
     if phase is None:
         return None
-    edge = 2 * trace.period_s
-    start, stop = phase.start_s + max(PAD * trace.averaging_s, edge), phase.stop_s - edge
+    edge, blind = 2 * trace.period_s, trace.offset_uncertainty_s
+    start, stop = phase.start_s + max(PAD * trace.averaging_s, edge) + blind, phase.stop_s - edge - blind
     joules = integrate(trace, start, stop)
     return None if joules is None else joules / (stop - start)
 

@@ -12,10 +12,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from edgejoule.measure.energy import window_energy
-from edgejoule.measure.stats import half_width, t_interval
+from edgejoule.measure.protocols import base_name
+from edgejoule.measure.stats import half_width, sequential_interval
 from edgejoule.plain import digest
 from edgejoule.records import Protocol, Trial, Workload
 
+SUSTAINED = "sustained"
 REPLACEMENTS = 2  # of rejected repeats
 ON_BOARD = 1.5  # a sensor on the board (grade C) scatters more: 3 % where the protocol asks 2 %
 
@@ -41,13 +43,13 @@ def needs_repeat(trials: Sequence[Trial], protocol: Protocol) -> bool:
 
 
 def most_trials(protocol: Protocol) -> int:
-    """The cap on repeats, and a few more in place of rejected ones."""
-    return protocol.repeats_max + REPLACEMENTS
+    """The cap on repeats, and a few more in place of rejected ones; a sustained run is there to see the device slow down."""
+    return protocol.repeats_max + (0 if base_name(protocol) == SUSTAINED else REPLACEMENTS)
 
 
 def narrow_enough(kept: Sequence[Trial], protocol: Protocol) -> bool:
     """Whether the intervals of the latency's median and of energy (where a sensor measured it, not a model) meet the protocol."""
-    latency = half_width(t_interval([median_latency_s(trial) for trial in kept]))
+    latency = half_width(sequential_interval([median_latency_s(trial) for trial in kept]))
     if latency is None or latency > protocol.latency_half_width:
         return False
     energies = [gross_j_per_image(trial) for trial in kept]
@@ -55,7 +57,7 @@ def narrow_enough(kept: Sequence[Trial], protocol: Protocol) -> bool:
     grade = max((trace.grade for trace in kept[0].traces if trace.total), default="D")
     if len(known) < 2 or grade == "D":
         return True  # an estimate claims no interval, and absent energy has none
-    width = half_width(t_interval(known))
+    width = half_width(sequential_interval(known))
     return width is not None and width <= protocol.energy_half_width * (ON_BOARD if grade == "C" else 1.0)
 
 

@@ -2,7 +2,8 @@
 
 ``profile("standard(window_s=5, repeats_max=6)")`` is the standard with a shorter window. The numbers of ``standard`` and
 ``publish`` are those of the project's measuring reference (warm-up, idle, window, repeats), ``paper`` is E3P-ViT's
-(arXiv 2511.23166: three trials of 1000 images), ``edgevit`` EdgeViT's (arXiv 2205.03436: 50 runs of one image).
+(arXiv 2511.23166: three trials of 1000 images), ``edgevit`` EdgeViT's (arXiv 2205.03436: 50 runs of one image), ``sustained`` what
+``measure --sustain`` runs.
 Knows no clock, no meter and no model.
 """
 
@@ -74,6 +75,20 @@ PROFILES: dict[str, Protocol] = {
         latency_half_width=0.01,
         energy_half_width=0.02,
         images=1000,
+    ),
+    # From cold and for long, to see where the device settles: no warm-up, one window.
+    "sustained": Protocol(
+        name="sustained",
+        warmup_s=0.0,
+        warmup_inferences=2,
+        warmup_cap_s=0.0,
+        idle_s=10.0,
+        window_s=600.0,
+        window_inferences=50,
+        repeats_min=1,
+        repeats_max=1,
+        latency_half_width=0.01,
+        energy_half_width=0.02,
     ),
     # EdgeViT's Table 2: the mean of 50 inferences of one image each, here in three processes.
     "edgevit": Protocol(

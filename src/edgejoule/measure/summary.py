@@ -6,7 +6,7 @@ caveats, unless all are. Knows no clock, no store and no ranking.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,15 +14,18 @@ import numpy as np
 from edgejoule import registry
 from edgejoule.caveats import caveat
 from edgejoule.errors import MeterError
-from edgejoule.measure.energy import Energy, window_energy
+from edgejoule.measure.energy import BESIDE, Energy, samples, window_energy
 from edgejoule.measure.plan import is_rejected, median_latency_s, narrow_enough, needs_repeat
 from edgejoule.measure.protocols import base_name
-from edgejoule.measure.stats import half_width, percentile, t_interval, variation
-from edgejoule.records import Accuracy, Artifact, Caveat, Grade, Interval, Measurement, Trial
+from edgejoule.measure.stats import block_bootstrap, half_width, percentile, sequential_interval, t_interval, variation
+from edgejoule.records import Accuracy, Artifact, Caveat, Grade, Interval, Measurement, Memory, Trial
 
 JOULES_PER_WH = 3600.0
 P99_NEEDS = 1000  # inferences
 VARY, VARY_MUCH = 0.025, 0.10
+PILOT = 0.05
+COSTLY = 0.01  # of one core
+Estimator = Callable[[Sequence[float]], Interval]  # the one that the way of stopping asks for
 EXCUSED = ("no_meter",)  # said by the trial and again by the energy: once is enough
 
 
@@ -33,7 +36,10 @@ class _Energies:
     energy_j: Interval | None
     net_energy_j: Interval | None
     power_w: Interval | None
+    power_time_j: Interval | None
     idle_w: float | None
+    watts: tuple[float | None, ...]  # per repeat
+    sensed: bool  # not estimated
     caveats: tuple[tuple[Caveat, ...], ...]  # per repeat
 
 
@@ -44,9 +50,10 @@ def summarise(trials: Sequence[Trial], artifact: Artifact, accuracy: Accuracy | 
     """
     first = _alike(trials, artifact)
     kept = [trial for trial in trials if not is_rejected(trial)] or list(trials)
-    latency = t_interval([median_latency_s(trial) for trial in kept])
+    interval = sequential_interval if first.protocol.repeats_max > first.protocol.repeats_min else t_interval
+    latency = interval([median_latency_s(trial) for trial in kept])
     grade, scope = _instrument(kept)
-    energies = _energies(kept, grade)
+    energies = _energies(kept, grade, interval)
     pooled = np.concatenate([np.frombuffer(trial.latencies_s, dtype=np.float64) for trial in kept]).tolist()
     measured = energies.energy_j
     caveats = _merge(trials, kept, energies) + list(artifact.caveats)
@@ -68,7 +75,7 @@ def summarise(trials: Sequence[Trial], artifact: Artifact, accuracy: Accuracy | 
         latency_s=latency,
         p90_s=percentile(pooled, 90),
         p99_s=percentile(pooled, 99) if len(pooled) >= P99_NEEDS else None,
-        throughput_ips=t_interval([_images(trial) / _window_s(trial) for trial in kept]),
+        throughput_ips=interval([_images(trial) / _window_s(trial) for trial in kept]),
         power_w=energies.power_w,
         energy_j=measured,
         net_energy_j=energies.net_energy_j,
@@ -81,8 +88,21 @@ def summarise(trials: Sequence[Trial], artifact: Artifact, accuracy: Accuracy | 
         repeats=len(kept),
         inferences=len(pooled),
         accuracy=accuracy,
+        systematic=_systematic(kept),
+        power_time_j=energies.power_time_j,
+        memory=_memory(kept),
+        sampler_cores=max((t.sampler_cores for t in kept if t.sampler_cores is not None), default=None),
+        frames_due=_total([trial.frames_due for trial in kept]),
+        deadlines_missed=_total([trial.deadlines_missed for trial in kept]),
         caveats=tuple({doubt.code: doubt for doubt in reversed(caveats)}.values())[::-1],
     )
+
+
+def with_percentiles(found: Measurement, trials: Sequence[Trial]) -> Measurement:
+    """The measurement with the interval of its 90th percentile, which takes a second: a block bootstrap within the kept repeats."""
+    kept = [trial for trial in trials if not is_rejected(trial)] or list(trials)
+    pooled = np.concatenate([np.frombuffer(trial.latencies_s, dtype=np.float64) for trial in kept])
+    return replace(found, p90_interval_s=block_bootstrap(pooled.tolist(), 90.0))
 
 
 def _alike(trials: Sequence[Trial], artifact: Artifact) -> Trial:
@@ -118,7 +138,29 @@ def _instrument(kept: Sequence[Trial]) -> tuple[Grade, str]:
     return max(trace.grade for trace in totals), "+".join(sorted({trace.scope for trace in totals}))
 
 
-def _energies(kept: Sequence[Trial], grade: Grade) -> _Energies:
+def _systematic(kept: Sequence[Trial]) -> float | None:
+    """The largest error that the meters' makers admit of the rails in the total; None where they say nothing."""
+    return max((trace.systematic for trial in kept for trace in trial.traces if trace.total), default=0.0) or None
+
+
+def _memory(kept: Sequence[Trial]) -> Memory | None:
+    """The peak of each kind over the repeats; None where no repeat knows it."""
+    found = [trial.memory for trial in kept if trial.memory is not None]
+    if not found:
+        return None
+
+    def most(name: str) -> int | None:
+        return max((value for one in found if (value := getattr(one, name)) is not None), default=None)
+
+    return Memory(most("rss_bytes"), most("pss_bytes"), most("gpu_bytes"), most("swap_bytes"))
+
+
+def _total(counts: Sequence[int | None]) -> int | None:
+    known = [count for count in counts if count is not None]
+    return sum(known) if known else None
+
+
+def _energies(kept: Sequence[Trial], grade: Grade, interval: Estimator) -> _Energies:
     found: list[Energy] = []
     for trial in kept:
         window = trial.phase("window")
@@ -129,21 +171,43 @@ def _energies(kept: Sequence[Trial], grade: Grade) -> _Energies:
     net = [None if e.net_energy_j is None else e.net_energy_j / n for e, n in zip(found, images, strict=True)]
     idle = [e.idle_w for e in found if e.idle_w is not None]
     return _Energies(
-        _over_repeats(gross, grade),
-        _over_repeats(net, grade),
-        _over_repeats([e.power_w for e in found], grade),
+        _over_repeats(gross, grade, interval),
+        _over_repeats(net, grade, interval),
+        _over_repeats([e.power_w for e in found], grade, interval),
+        _over_repeats([_power_time_j(trial) for trial in kept], grade, interval),
         float(np.mean(idle)) if idle else None,
+        tuple(e.power_w for e in found),
+        grade != "D",
         tuple(e.caveats for e in found),
     )
 
 
-def _over_repeats(values: Sequence[float | None], grade: Grade) -> Interval | None:
+def _power_time_j(trial: Trial) -> float | None:
+    """E3P's energy per image: the mean of the power samples in the window times its length; None where no power was sampled.
+
+    Beside a counter it is the power recorded along with it; no edge and no averaging of the sensor is corrected.
+    """
+    window = trial.phase("window")
+    assert window is not None
+    totals = {trace.rail for trace in trial.traces if trace.total}
+    powers = [t for t in trial.traces if t.quantity == "power_w" and (t.total or t.rail.removesuffix(BESIDE) in totals)]
+    means = []
+    for trace in powers:
+        times, watts = samples(trace)
+        inside = (times >= window.start_s) & (times <= window.stop_s)
+        if not np.any(inside):
+            return None
+        means.append(float(np.mean(watts[inside])))
+    return sum(means) * (window.stop_s - window.start_s) / _images(trial) if means else None
+
+
+def _over_repeats(values: Sequence[float | None], grade: Grade, interval: Estimator) -> Interval | None:
     """The interval over the repeats that were measured; grade D claims no bounds, because an estimate's scatter is not its error."""
     known = [value for value in values if value is not None]
     if not known:
         return None
-    interval = t_interval(known)
-    return replace(interval, low=None, high=None) if grade == "D" else interval
+    found = interval(known)
+    return replace(found, low=None, high=None) if grade == "D" else found
 
 
 def _merge(trials: Sequence[Trial], kept: Sequence[Trial], energies: _Energies) -> list[Caveat]:
@@ -177,6 +241,12 @@ def _repeat_doubts(trials: Sequence[Trial], kept: Sequence[Trial], latency: Inte
         doubts.append(
             caveat("repeats_vary_much" if spread > VARY_MUCH else "repeats_vary", f"latency by {100 * spread:.1f} % over {n} repeats")
         )
+    doubts += _pilot_doubts(energies.watts) if energies.sensed else []
+    if (missed := _total([trial.deadlines_missed for trial in kept])) and (due := _total([trial.frames_due for trial in kept])):
+        doubts.append(caveat("deadlines_missed", f"{missed} of {due} frames ({100 * missed / due:.2g} %)"))
+    costs = [trial.sampler_cores for trial in kept if trial.sampler_cores is not None]
+    if costs and max(costs) > COSTLY:
+        doubts.append(caveat("sampler_costly", f"{100 * max(costs):.2g} % of a core"))
     if protocol.repeats_max > protocol.repeats_min:
         if n > protocol.repeats_min:
             doubts.append(caveat("sequential", f"{n} repeats, where {protocol.repeats_min} were the least"))
@@ -185,6 +255,18 @@ def _repeat_doubts(trials: Sequence[Trial], kept: Sequence[Trial], latency: Inte
             wide = ", ".join(f"{name} +-{100 * value:.1f} %" for name, value in width.items() if value is not None)
             doubts.append(caveat("cap_reached", f"{wide} after {len(trials)} repeats"))
     return doubts
+
+
+def _pilot_doubts(watts: Sequence[float | None]) -> list[Caveat]:
+    """The first repeat is the pilot: a later one whose mean power is more than 5 % off was measured in another state."""
+    pilot = watts[0]
+    if pilot is None or pilot <= 0:
+        return []
+    off = [100 * (power / pilot - 1) for power in watts[1:] if power is not None]
+    far = [change for change in off if abs(change) > 100 * PILOT]
+    if not far:
+        return []
+    return [caveat("power_off_pilot", f"{len(far)} of {len(off)} repeats, by up to {max(far, key=abs):+.1f} % of {pilot:.4g} W")]
 
 
 def _labels(first: Trial, artifact: Artifact, accuracy: Accuracy | None, trials: Sequence[Trial]) -> list[Caveat]:

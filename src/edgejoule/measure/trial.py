@@ -1,10 +1,11 @@
 """One repeat, from loading to the last idle second: the order of events, and nothing else.
 
-    load · first inference · warm-up to steady state │ meter on │ idle · window · idle │ meter off
+    canary · load · first inference · warm-up to steady state │ meter on │ idle · window · idle │ meter off · canary
 
-Images are normalised before the window, unless the workload is end to end. All phases are stamped on one monotonic clock, the
-traces' own. Each idle phase is longer than the protocol's by the sensor's memory, so that a clean idle of that length
-remains. Keeps raw timings and traces; derives no statistic. Knows no runtime and no sensor, imports neither torch nor scipy.
+Clocks and temperatures are watched in the window, memory before it. Images are normalised before the window, unless the workload is
+end to end. All phases are stamped on one monotonic clock, the traces' own. Each idle phase is longer than the protocol's by the
+sensor's memory, so that a clean idle of that length remains. Keeps raw timings and traces; derives no statistic. Knows no runtime and
+no sensor, imports neither torch nor scipy.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import gc
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,13 +25,15 @@ import numpy.typing as npt
 from edgejoule import data
 from edgejoule.caveats import caveat
 from edgejoule.errors import ArtifactError, EdgejouleError, MeterError, SpecError
-from edgejoule.measure import conditions, memory
+from edgejoule.measure import canary, conditions, memory
 from edgejoule.measure.energy import FEWEST_UPDATES, PAD
 from edgejoule.measure.environment import environment
 from edgejoule.measure.temperature import LOOK_BACK_S, Heat
 from edgejoule.measure.warmup import Warmed, warm_up
-from edgejoule.measure.window import image_pool, latencies, run_window, timing_doubts
-from edgejoule.records import Artifact, Caveat, Environment, Floats, Job, Phase, Preprocessing, Protocol, Trace, Trial
+from edgejoule.measure.watch import Watch
+from edgejoule.measure.window import Timed, back_to_back, image_pool, run_frames, run_window, timing_doubts
+from edgejoule.records import Artifact, Caveat, Environment, Job, Phase, Preprocessing, Protocol, Series, Trace, Trial
+from edgejoule.scenarios import scenario
 from edgejoule.seams import Meter, Session
 
 Normalise = Callable[[npt.NDArray[np.uint8], Preprocessing], npt.NDArray[np.float32]]
@@ -49,6 +52,8 @@ class Bench:
     describe: Callable[[int, str], Environment] = environment
     notify: Callable[[str], None] = lambda phase: None
     root: Path = conditions.SYSTEM
+    canary: Callable[[float], float] = lambda cold_s: canary.best_s(cold_s=cold_s)
+    cuda: bool = False  # the artifact runs on a GPU: watch it, and ask for its memory
 
 
 def run_trial(
@@ -68,17 +73,23 @@ def run_trial(
     protocol = _check(job, artifact)
     # The pool is made before the session exists, so that its memory is not taken for the runtime's growth in the window.
     pool, infer_on = _prepare(images, job, artifact.variant.spec.preprocessing, normalise)
+    cold_s = bench.canary(0.0)
     memory.reset_peak()
-    log, started_at = _Log(bench), bench.now()
-    session: Session = log.enter("load", load)
-    infer = infer_on(session)
-    log.enter("first", lambda: infer(pool[0]))
-    state = bench.describe(job.threads, session.info().runtime)
-    heat = Heat(bench.clock, bench.root)
-    cool = heat.steady if protocol.warmup_cap_s >= LOOK_BACK_S else lambda: True  # a short warm-up cannot tell
-    warmed: Warmed = log.enter("warmup", lambda: warm_up(lambda i: infer(pool[i % len(pool)]), protocol, bench.clock, cool))
+    log, started_at, proportional = _Log(bench), bench.now(), memory.PssWatch()
+    proportional.start()
+    try:
+        session: Session = log.enter("load", load)
+        infer = infer_on(session)
+        log.enter("first", lambda: infer(pool[0]))
+        state = bench.describe(job.threads, session.info().runtime)
+        heat = Heat(bench.clock, bench.root)
+        cool = heat.steady if protocol.warmup_cap_s >= LOOK_BACK_S else lambda: True  # a short warm-up cannot tell
+        warmed: Warmed = log.enter("warmup", lambda: warm_up(lambda i: infer(pool[i % len(pool)]), protocol, bench.clock, cool))
+    finally:
+        pss_peak = proportional.stop()
     recorded = _record(log, infer, pool, job, protocol, warmed, meter)
-    peak = memory.peak_bytes()
+    used = memory.measured(pss_peak, bench.cuda)
+    slowed = canary.doubts(cold_s, bench.canary(cold_s))
     load_phase, first = log.phases[:2]
     return Trial(
         key=job.key,
@@ -90,12 +101,17 @@ def run_trial(
         environment=state,
         started_at=started_at,
         phases=tuple(log.phases),
-        latencies_s=recorded.latencies_s,
+        latencies_s=recorded.timed.latencies_s,
         load_s=load_phase.stop_s - load_phase.start_s,
         first_inference_s=first.stop_s - first.start_s,
-        peak_memory_bytes=peak,
+        peak_memory_bytes=used.rss_bytes or 0,
         traces=recorded.traces,
-        caveats=tuple(_warmup_doubts(warmed, protocol) + recorded.caveats),
+        caveats=tuple(_warmup_doubts(warmed, protocol) + recorded.caveats + slowed),
+        watched=recorded.watched,
+        memory=used,
+        sampler_cores=recorded.sampler_cores,
+        frames_due=recorded.timed.frames_due,
+        deadlines_missed=recorded.timed.deadlines_missed,
     )
 
 
@@ -116,9 +132,11 @@ class _Log:
 
 @dataclass(frozen=True, slots=True)
 class _Recorded:
-    latencies_s: Floats
+    timed: Timed
     traces: tuple[Trace, ...]
     caveats: list[Caveat]
+    watched: tuple[Series, ...]
+    sampler_cores: float
 
 
 def _record(
@@ -126,12 +144,13 @@ def _record(
 ) -> _Recorded:
     """The metered part, with a look at the machine before and after it. The meter is stopped whatever happens."""
     root, clock = log.bench.root, log.bench.clock
+    watch = Watch(root, clock, gpu=log.bench.cuda)
     gc.collect()  # here and not at the window's edge, where its energy would count
     before = conditions.look(root, clock)
     if meter is not None:
         meter.start()
     try:
-        stamps, hot = _idle_window_idle(log, infer, pool, job, protocol, warmed, meter)
+        timed, said = _idle_window_idle(log, infer, pool, job, protocol, warmed, meter, watch)
     except BaseException:
         if meter is not None:
             with suppress(EdgejouleError):  # the first error is the one to report
@@ -140,34 +159,56 @@ def _record(
     traces = meter.stop() if meter is not None else ()
     if meter is not None and not traces:
         raise MeterError(f"the meter {job.meter} recorded nothing: check it with edgejoule doctor")
-    found = conditions.doubts(before, conditions.look(root, clock)) + hot + list(getattr(meter, "caveats", ()))
+    watched = watch.stop()
+    found = conditions.doubts(before, conditions.look(root, clock)) + list(getattr(meter, "caveats", ()))
+    found += [caveat(code, seen) for code, seen in said.items()] + _clock_doubts(watched, root)
     if meter is None:
         found.append(caveat("no_meter", "measured without a meter"))
-    spent = latencies(stamps)
-    return _Recorded(spent, traces, found + timing_doubts(spent))
+    cores = watch.cores + (getattr(meter, "cores", None) or 0.0)
+    return _Recorded(timed, traces, found + timing_doubts(timed.latencies_s), watched, cores)
 
 
 def _idle_window_idle(
-    log: _Log, infer: Callable[[Any], Any], pool: list[Any], job: Job, protocol: Protocol, warmed: Warmed, meter: Meter | None
-) -> tuple[Floats, list[Caveat]]:
-    """The instants between the window's inferences, and what the device said of itself while it was hot."""
+    log: _Log,
+    infer: Callable[[Any], Any],
+    pool: list[Any],
+    job: Job,
+    protocol: Protocol,
+    warmed: Warmed,
+    meter: Meter | None,
+    watch: Watch,
+) -> tuple[Timed, dict[str, str]]:
+    """The window's timings, and what the device said of itself while it was hot: {caveat code: what was seen}."""
     bench, averaging_s = log.bench, float(getattr(meter, "averaging_s", 0.0))
     rest_s = protocol.idle_s + PAD * averaging_s
     duration_s, at_least = window_size(protocol, job.workload.batch, averaging_s)
     expected = min(MOST_EXPECTED, int(1.5 * duration_s / max(warmed.typical_s, 1e-7)))
-    watch = conditions.ClockWatch(bench.root)
     log.enter("idle_before", lambda: bench.sleep(rest_s))
     watch.start()
     try:
         bench.notify("window")
-        stamps = run_window(infer, pool, duration_s, at_least, expected, bench.clock)
+        if (hz := scenario(job.workload.scenario).hz) is not None:
+            timed = run_frames(infer, pool, duration_s, at_least, hz, bench.clock, bench.sleep)
+        else:
+            timed = back_to_back(run_window(infer, pool, duration_s, at_least, expected, bench.clock))
         # Only what must be asked while the device is hot stands between the window and the idle after it.
         said = _said(meter) | conditions.flagged(bench.root)
     finally:
-        slowed = watch.stop()
-    log.phases.append(Phase("window", stamps[0], stamps[-1]))
+        watch.stop()
+    log.phases.append(Phase("window", timed.start_s, timed.stop_s))
     log.enter("idle_after", lambda: bench.sleep(rest_s))
-    return stamps, slowed + [caveat(code, seen) for code, seen in said.items()]
+    return timed, said
+
+
+def _clock_doubts(watched: Sequence[Series], root: Path) -> list[Caveat]:
+    """Whether the processor's clock, or a GPU's, fell in the window, or stayed below what was asked for."""
+    found: dict[str, Caveat] = {}
+    for series in watched:
+        if series.unit == "Hz":
+            hertz = list(series.values)
+            asked = conditions.requested_hz(root) if series.name == "clock" else None
+            found |= {doubt.code: doubt for doubt in conditions.clock_doubts(hertz) + conditions.clock_low_doubts(hertz, asked)}
+    return list(found.values())
 
 
 def window_size(protocol: Protocol, batch: int, averaging_s: float = 0.0) -> tuple[float, int]:
@@ -184,8 +225,7 @@ def _check(job: Job, artifact: Artifact) -> Protocol:
     batch = job.workload.batch
     if job.protocol is None:
         raise SpecError("a measure job needs a protocol: expected one of the profiles, as quick or standard")
-    if job.workload.scenario == "single_stream" and batch != 1:
-        raise SpecError(f"single_stream is one image at a time, but the batch is {batch}: use scenario offline, or batch 1")
+    scenario(job.workload.scenario, batch)
     if batch != artifact.batch:
         raise ArtifactError(f"{artifact.label} was compiled for batch {artifact.batch}, the workload's is {batch}: compile it again")
     return job.protocol

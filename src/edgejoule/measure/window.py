@@ -1,8 +1,8 @@
-"""The timed window: back-to-back inferences, one clock reading each, and what the timings themselves give away.
+"""The timed window: back-to-back inferences or a camera's frames, and what the timings themselves give away.
 
-The loop does as little as it can (benchmarks/overhead.py keeps its share below 1 %): an inference's latency is the
-time from the end of the one before to its own end, so that latencies add up to the window exactly. Images are cycled from a
-pool that is ready before. Knows no meter and no protocol.
+The loops do as little as they can (benchmarks/overhead.py keeps their share below 1 %). Back to back, an inference's latency is
+the time from the end of the one before to its own end, so that latencies add up to the window exactly; at a frame rate it is the time
+from the frame's arrival to its end. Images are cycled from a pool that is ready before. Knows no meter and no protocol.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import itertools
 import math
 from array import array
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,17 @@ THIRD = 5  # inferences in a third of the window: fewer give no verdict on drift
 OUTLYING = 14.826  # median absolute deviations, as hyperfine's
 ROOT_HALF_PI = math.sqrt(math.pi / 2)  # a normal distribution's standard deviation over its mean absolute deviation
 SIGMA = 1.4826  # a normal distribution's standard deviation over its median absolute deviation
+
+
+@dataclass(frozen=True, slots=True)
+class Timed:
+    """A window: when it began and ended, seconds per inference, and at a frame rate how many frames came and how many were late."""
+
+    start_s: float
+    stop_s: float
+    latencies_s: Floats
+    frames_due: int | None = None
+    deadlines_missed: int | None = None
 
 
 def image_pool(crops: npt.NDArray[np.uint8], batch: int) -> list[npt.NDArray[np.uint8]]:
@@ -74,9 +86,50 @@ def run_window(
     return stamps[: done + 1]
 
 
-def latencies(stamps: Floats) -> Floats:
-    """(n + 1,) instants -> (n,) seconds per inference."""
-    return floats(np.diff(np.frombuffer(stamps, dtype=np.float64)).tolist())
+def back_to_back(stamps: Floats) -> Timed:
+    """(n + 1,) instants between inferences -> their window."""
+    return Timed(stamps[0], stamps[-1], floats(np.diff(np.frombuffer(stamps, dtype=np.float64)).tolist()))
+
+
+def run_frames(
+    infer: Callable[[Any], Any],
+    pool: Sequence[Any],
+    duration_s: float,
+    at_least: int,
+    hz: float,
+    clock: Callable[[], float],
+    sleep: Callable[[float], None],
+) -> Timed:
+    """A camera's window: frame i arrives i / hz after the start, and the device idles until it comes.
+
+    The newest frame wins: those that came and went while an older one was worked on are dropped. A frame that is dropped or not done
+    when the next one arrives has missed its deadline. The window ends when the next frame would come (or, if the device is busy
+    then, when it is free), after at least ``duration_s`` and ``at_least`` finished inferences.
+    """
+    spent, late, frame = floats(), 0, 0
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        start = clock()
+        for images in itertools.cycle(pool):
+            arrival = start + frame / hz
+            if (wait := arrival - clock()) > 0:
+                sleep(wait)
+            infer(images)
+            now = clock()
+            spent.append(now - arrival)
+            late += now > start + (frame + 1) / hz
+            newest = max(frame + 1, math.floor((now - start) * hz))
+            late += newest - frame - 1
+            frame = newest
+            if newest / hz >= duration_s and len(spent) >= at_least:
+                break
+        if (rest := start + frame / hz - clock()) > 0:  # the idle after the last frame belongs to it as it does to the others
+            sleep(rest)
+        return Timed(start, clock(), spent, frame, late)
+    finally:
+        if collecting:
+            gc.enable()
 
 
 def timing_doubts(latencies_s: Floats) -> list[Caveat]:

@@ -27,9 +27,14 @@ from edgejoule.report.report import Report
 
 
 def write_html(path: Path | str, report: Report) -> Path:
-    """Writes the page, whole or not at all. Raises OutputError where it cannot be written."""
+    """Writes the report's page, whole or not at all. Raises OutputError where it cannot be written."""
+    return write_page(path, render(report))
+
+
+def write_page(path: Path | str, text: str) -> Path:
+    """Writes a page, whole or not at all. Raises OutputError where it cannot be written."""
     path = Path(path)
-    page = render(report).encode("utf-8", "replace")
+    page = text.encode("utf-8", "replace")
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -50,9 +55,9 @@ def write_html(path: Path | str, report: Report) -> Path:
 
 def render(report: Report) -> str:
     """The whole page as text."""
-    library, script, style = _plotly(), _own("report.js"), _own("report.css")
+    library, script, style = plotly(), own_file("report.js"), own_file("report.css")
     policy = (
-        f"default-src 'none'; script-src {_hash(library)} {_hash(script)}; style-src 'unsafe-inline'; img-src data: blob:; "
+        f"default-src 'none'; script-src {script_hash(library)} {script_hash(script)}; style-src 'unsafe-inline'; img-src data: blob:; "
         "base-uri 'none'; form-action 'none'"
     )
     return (
@@ -169,13 +174,13 @@ def _triple(interval: Interval | None) -> list[float | None] | None:
     return None if interval is None else [interval.value, interval.low, interval.high]
 
 
-def _plotly() -> str:
+def plotly() -> str:
     from plotly.offline import get_plotlyjs
 
     return _script(str(get_plotlyjs()))
 
 
-def _own(name: str) -> str:
+def own_file(name: str) -> str:
     return _script((importlib.resources.files("edgejoule.report") / name).read_text(encoding="utf-8"))
 
 
@@ -184,5 +189,5 @@ def _script(text: str) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n").replace("</script", "<\\/script").replace("<!--", "<\\!--")
 
 
-def _hash(script: str) -> str:
+def script_hash(script: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"

@@ -188,26 +188,31 @@ def measurement(found: Measurement) -> str:
     accuracy = found.accuracy
     rows = (
         ("latency, median", f.measure(found.latency_s, "ms", 1e3)),
-        ("latency, p90 and p99", f"{f.scaled(found.p90_s, f.TIMES)}, {_p99(found)}"),
+        ("latency, p90 and p99", f"{_p90(found)}, {_p99(found)}"),
         ("throughput", f.measure(found.throughput_ips, "images/s")),
-        ("energy per image", f.measure(found.energy_j, "mJ", 1e3, grade)),
-        ("  above idle", f.measure(found.net_energy_j, "mJ", 1e3, grade)),
-        ("power", f.measure(found.power_w, "W", 1.0, grade)),
+        ("energy per image", _graded(found, found.energy_j, "mJ", 1e3)),
+        ("  above idle", _graded(found, found.net_energy_j, "mJ", 1e3)),
+        *_besides(found),
+        ("power", _graded(found, found.power_w, "W", 1.0)),
         ("  idle", f.scaled(found.idle_w, f.POWERS)),
         ("images per watt-hour", f.plain_number(found.inferences_per_wh)),
         ("first inference, load", f"{f.scaled(found.first_inference_s, f.TIMES)}, {f.scaled(found.load_s, f.TIMES)}"),
+        *_frames(found),
         ("peak memory, artifact", f"{f.scaled(found.peak_memory_bytes, f.SIZES)}, {f.scaled(found.artifact_bytes, f.SIZES)}"),
+        *_memory_cells(found),
         (
             f.accuracy_name(accuracy.dataset) if accuracy else "top-1",
             f"{f.top1(100 * accuracy.value, accuracy.kind)} on {accuracy.dataset}" if accuracy else "not known",
         ),
         ("weights, precision", f"{found.weights}, {found.precision}"),
         ("energy meter", sensed),
+        ("sampling", f.NONE if found.sampler_cores is None else f"{100 * found.sampler_cores:.2g} % of one core"),
     )
     title = f"{found.variant} @ {found.backend}"
     work = found.workload
     subtitle = f"{found.device} · {work.scenario}, batch {work.batch}, {work.images} · protocol {found.protocol}"
-    notes = (f"{found.repeats} repeats, {found.inferences} inferences; in brackets the 95 % interval over repeats",)
+    repeats = f"{found.repeats} repeat{'s' if found.repeats > 1 else ''}, {found.inferences} inferences"
+    notes = (f"{repeats}; in brackets the 95 % interval over repeats (p90: within them)",)
     table = terminal(Table(title, (Column("figure"), Column("value", wrap=True)), rows, subtitle, notes))
     return table + caveat_lines(found.caveats)
 
@@ -299,6 +304,43 @@ def _unit(value: float | None, unit: str) -> str:
 
 def _verdict(row: Screened) -> str:
     return "kept" if row.kept else row.reason or "rejected"
+
+
+def _graded(found: Measurement, interval: Interval | None, unit: str, factor: float) -> str:
+    """A figure with its grade and what the meter saw, so that it is never quoted without them."""
+    text = f.measure(interval, unit, factor, found.grade)
+    return text if interval is None else f"{text}  grade {found.grade}, {found.scope}"
+
+
+def _besides(found: Measurement) -> tuple[tuple[str, str], ...]:
+    """What stands beside an energy: E3P's own way of computing it, and the error that repeats do not lessen."""
+    rows: list[tuple[str, str]] = []
+    if found.power_time_j is not None:
+        rows.append(("  mean power × time (E3P)", _graded(found, found.power_time_j, "mJ", 1e3)))
+    if found.energy_j is not None and found.grade != "D":
+        stated = f"± {100 * found.systematic:.3g} %, besides the interval" if found.systematic else "not stated by the sensor's maker"
+        rows.append(("  systematic error", stated))
+    return tuple(rows)
+
+
+def _frames(found: Measurement) -> tuple[tuple[str, str], ...]:
+    if found.frames_due is None or found.deadlines_missed is None:
+        return ()
+    return (("deadlines missed", f"{found.deadlines_missed} of {found.frames_due} frames"),)
+
+
+def _memory_cells(found: Measurement) -> tuple[tuple[str, str], ...]:
+    """What the peak resident set does not say: shared pages counted once, the GPU's memory, what was swapped out."""
+    if (memory := found.memory) is None:
+        return ()
+    parts = (("proportional", memory.pss_bytes), ("GPU", memory.gpu_bytes), ("swapped", memory.swap_bytes))
+    known = [f"{name} {f.scaled(value, f.SIZES)}" for name, value in parts if value is not None]
+    return (("  of which", ", ".join(known)),) if known else ()
+
+
+def _p90(found: Measurement) -> str:
+    within = found.p90_interval_s
+    return f.scaled(found.p90_s, f.TIMES) if within is None else f.measure(within, "ms", 1e3)
 
 
 def _p99(found: Measurement) -> str:

@@ -27,6 +27,8 @@ from edgejoule.verbs.options import (
     print_text,
 )
 
+SUSTAIN_S = (30.0, 86_400.0)
+
 
 def run(
     study: Annotated[str, typer.Argument(help="A study file, or the name of a shipped one.")] = "quickstart",
@@ -135,11 +137,12 @@ def measure(
     recipe: Recipe = "",
     meter: Meter = "auto",
     profile: Annotated[str, typer.Option(help="quick, standard, publish, paper, edgevit, or standard(window_s=5).")] = "standard",
-    scenario: Annotated[str, typer.Option(help="single_stream (latency) or offline (throughput).")] = "single_stream",
+    scenario: Annotated[str, typer.Option(help="single_stream, offline (batches) or fixed_rate(hz=30) (a camera).")] = "single_stream",
     batch: Annotated[int, typer.Option(help="Images per inference; above 1 only with offline.", min=1)] = 1,
     threads: Threads = 0,
     weights: Weights = "auto",
     images: Images = "photos(n=32)",
+    sustain: Annotated[str, typer.Option(help="One window this long (10m, 90s, 1h) from cold: throttling and the steady state.")] = "",
     out: Annotated[Path | None, typer.Option(help="Keep the trials in this folder's results.sqlite and resume from it.")] = None,
     cache: Cache = None,
     as_json: Json = False,
@@ -150,6 +153,8 @@ def measure(
     from edgejoule.report import text
     from edgejoule.study import check_writable, measure_one
 
+    if sustain:
+        profile = sustained_profile(sustain, scenario)
     plan = plan_of(profile=profile, scenario=scenario, batch=batch, meter=meter, threads=threads, images=images)
     wanted = backend or "onnxruntime"
     stages.check(plan, [wanted], [recipe])
@@ -165,11 +170,46 @@ def measure(
             if folder.is_dir()
             else compile_all(target, [wanted], plan, weights, bench, recipe)[0]
         )
-        found = measure_one(artifact, plan, out, bench, command_line())
+        found, trials = measure_one(artifact, plan, out, bench, command_line())
+    settled = settle(found, trials[-1], out or Path("runs")) if sustain else {}
     if as_json:
-        print_json(encode(found))
+        print_json(encode(found) | {name: encode(value) for name, value in settled.items()})
     else:
         print_text(text.measurement(found))
+        if sustain:
+            from edgejoule.report import sustained as page
+
+            print_text("\n" + page.text(settled["sustained"], f"{found.variant} @ {found.backend}, sustained"))
+            print_text(f"\npage  {settled['page']}")
+
+
+def settle(found: Any, trial: Any, folder: Path) -> dict[str, Any]:
+    """What a sustained trial held, and the page that shows it, written into ``folder``."""
+    from edgejoule.measure.sustained import sustained as analysed
+    from edgejoule.report import sustained as page
+    from edgejoule.report.html import write_page
+
+    held = analysed(trial.latencies_s, trial.workload.batch, trial.phase("window"), trial.traces, trial.watched)
+    facts = (found.device, f"{found.workload.scenario}, batch {found.workload.batch}", f"meter {found.meter}")
+    file = write_page(folder / "sustained.html", page.render(held, f"{found.variant} @ {found.backend}", facts))
+    return {"sustained": held, "page": str(file)}
+
+
+def sustained_profile(duration: str, scenario: str) -> str:
+    """``10m`` -> the spelling of the profile that runs so long. Raises SpecError for what is no duration of at least half a minute."""
+    units = {"s": 1.0, "m": 60.0, "h": 3600.0}
+    number, unit = duration.strip()[:-1], duration.strip()[-1:]
+    if unit.isdigit():
+        number, unit = duration.strip(), "s"
+    try:
+        seconds = float(number) * units[unit]
+    except (ValueError, KeyError) as error:
+        raise SpecError(f"--sustain {duration!r} is no duration: expected seconds, minutes or hours, as in 10m") from error
+    if not SUSTAIN_S[0] <= seconds <= SUSTAIN_S[1]:
+        raise SpecError(f"--sustain {duration} is outside half a minute to a day: expected something like 10m")
+    if scenario.startswith("fixed_rate"):
+        raise SpecError("--sustain runs back to back, and a frame rate does not: leave one of them out")
+    return f"sustained(window_s={seconds:g})"
 
 
 def compile_all(model: str, backends: list[str], plan: Any, weights: str, bench: Any, recipe: str = "") -> tuple[Any, ...]:

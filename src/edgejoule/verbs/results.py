@@ -36,6 +36,25 @@ def rank(
         print_text(text.rankings(rankings) + "".join(text.sensitivity_table(table) for table in tables))
 
 
+def compare(
+    source: Annotated[str, typer.Argument(metavar="STORE", help="A results.sqlite.")],
+    ours: Annotated[str, typer.Argument(metavar="A", help="A model, or variant @ backend as the report has it.")],
+    theirs: Annotated[str, typer.Argument(metavar="B", help="What it is compared with.")],
+    as_json: Json = False,
+) -> None:
+    """Say whether two measured variants differ: the ratio A over B, its interval, and a verdict."""
+    from edgejoule.plain import encode
+    from edgejoule.report.format import measure
+    from edgejoule.results import compare_in_store
+
+    found = compare_in_store(source, ours, theirs)
+    if as_json:
+        print_json({"ours": ours, "theirs": theirs} | encode(found))
+        return
+    for figure, verdict in found.items():
+        print_text(f"{figure:8} {measure(verdict.ratio)} ×  {'differ' if verdict.differs else 'no difference'}: {verdict.reason}")
+
+
 def report(
     source: Annotated[str, typer.Argument(metavar="STORE", help="A results.sqlite.")],
     out: Annotated[Path | None, typer.Option(help="The page to write. Default: report.html beside the store.")] = None,
