@@ -121,7 +121,7 @@ class Nvml:
             raise MeterError(f"{self._gpu} could not be read ({error}): check it with nvidia-smi") from error
 
     def doubts(self) -> dict[str, str]:
-        """What the GPU says of its clocks now (throttled, power-capped), and whether its power is seen part-time; empty where it does not say."""
+        """What the GPU says of its clocks (throttled, power-capped), and whether power is seen part-time; empty where it does not say."""
         opened = self._open()
         nvml, reasons = opened.library, 0
         for name in ("nvmlDeviceGetCurrentClocksEventReasons", "nvmlDeviceGetCurrentClocksThrottleReasons"):  # renamed with CUDA 12.2
