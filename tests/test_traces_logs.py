@@ -309,8 +309,10 @@ INTERVALS = """# started on Fri Jun 20 10:00:00 2025
 def test_perf_intervals_are_an_exact_counter(opened: Any) -> None:
     found = opened("perf", INTERVALS)
     pkg = rail(found, "pkg", "energy_j")
-    assert list(pkg.times_s) == pytest.approx([0.0, 1.00132075, 2.002609371, 3.003348987]) and not found.caveats
-    assert list(pkg.values) == pytest.approx([19.63, 39.04, 58.74, 79.25])
+    assert list(pkg.times_s) == pytest.approx([0.0, 1.001048308, 2.002369058, 3.003657679, 4.004397295])
+    assert list(pkg.values) == pytest.approx([0.0, 19.63, 39.04, 58.74, 79.25]) and not found.caveats
+    beheaded = opened("perf", "\n".join(f"     {n}.000000000,10.00,Joules,power/energy-pkg/,1,100.00,," for n in range(61, 70)))
+    assert counted(beheaded, "pkg") == pytest.approx(80.0), "an interval of 61 s began before the file did"
     text = "#           time             counts unit events\n" + "".join(
         f"     {line.split(',')[0].strip()}              {line.split(',')[1]} Joules power/energy-pkg/\n"
         for line in INTERVALS.splitlines()[2:]
@@ -324,10 +326,10 @@ def test_perf_intervals_are_an_exact_counter(opened: Any) -> None:
 
 def test_perf_intervals_that_are_missing_doubled_or_start_over(opened: Any) -> None:
     missing = opened("perf", INTERVALS.replace("19.41,Joules", "<not counted>,Joules"))
-    assert counted(missing, "pkg") == pytest.approx(19.665 + 19.70 + 20.51, rel=1e-3) and codes(missing) == {"invalid_values"}
+    assert counted(missing, "pkg") == pytest.approx(19.63 + 19.665 + 19.70 + 20.51, rel=1e-3) and codes(missing) == {"invalid_values"}
     lines = INTERVALS.splitlines(keepends=True)
     twice = opened("perf", "".join([*lines[:4], lines[3].replace("19.41", "1.00"), *lines[4:]]))
-    assert codes(twice) == {"duplicate_rail"} and counted(twice, "pkg") == pytest.approx(59.62, rel=0.01)
+    assert codes(twice) == {"duplicate_rail"} and counted(twice, "pkg") == pytest.approx(79.25, rel=0.01)
     grown = "".join(f"     {n}.000000000,10.00,Joules,power/energy-pkg/,1,100.00,,\n" for n in range(1, 400))
     over = opened("perf", grown + "".join(f"     {398 + n}.500000000,10.00,Joules,power/energy-pkg/,1,100.00,,\n" for n in range(10)))
     assert codes(over) == {"clock_backwards"} and counted(over, "pkg") == pytest.approx(10 * over.duration_s, rel=0.001)
@@ -343,7 +345,7 @@ def test_perf_several_events_of_one_interval_are_one_sample(opened: Any) -> None
         for e, j in (("pkg", 9), ("ram", 2))
     ]
     found = opened("perf", "\n".join(lines))
-    assert found.samples == 2 and counted(found, "S1/pkg") == 9.0 and {t.rail for t in found.traces if t.total} == {"S0/pkg", "S1/pkg"}
+    assert found.samples == 3 and counted(found, "S1/pkg") == 18.0 and {t.rail for t in found.traces if t.total} == {"S0/pkg", "S1/pkg"}
 
 
 # ---------------------------------------------------------------- PTDaemon

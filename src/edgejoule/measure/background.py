@@ -23,6 +23,7 @@ JUMP, JUMP_ACROSS = 0.05, 0.25  # of the range: more than this from one idle str
 FLOOR = 5e-4  # of the range: a noiseless idle still gets a deviation
 SETTLED = 0.003  # of the range: how much an idle stretch after a region may fall, beside its noise
 TAIL = 1.5  # times the fall within it: how much higher than the idle around all regions a tail may lift what is between them
+SLOW = 0.015  # of the range: the same where power takes most of the gap to come back, so that little of it is idle
 INLIER = 3.5  # deviations
 SEEN = 100_000  # samples that a quantile is taken from
 
@@ -97,10 +98,11 @@ def first_background(curve: Curve) -> Background | None:
     return Background(level, max(noise, FLOOR * (high - low)), high - low)
 
 
-def refined(curve: Curve, found: Background, first: Index, end: Index, about_w: float = 0.0) -> Background:
+def refined(curve: Curve, found: Background, first: Index, end: Index, about_w: float = 0.0, settling: float = 0.0) -> Background:
     """The background through what lies outside the regions [first, end), in order and apart; ``found`` where that is nothing.
 
-    ``about_w`` says how far ``found`` may be off as yet, in watts; where it is 0, tails are looked for.
+    ``about_w`` says how far ``found`` may be off as yet, in watts; where it is 0, tails are looked for. ``settling`` is how many samples
+    power usually takes to come back after a core.
     """
     residual = curve.power_w - found.power_w
     starts, stops, follows = _stretches(first, end, len(residual))
@@ -118,9 +120,11 @@ def refined(curve: Curve, found: Background, first: Index, end: Index, about_w: 
     for i in np.flatnonzero(share < 0.5):  # the last round was too far off here: most samples lie outside
         offset[i], when[i] = np.median(residual[starts[i] : stops[i]]), np.mean(curve.times_s[starts[i] : stops[i]])
     level = np.interp(when, curve.times_s, found.power_w) + offset
-    if fall_w > 0:
+    slow = len(first) > 1 and settling > float(np.median(first[1:] - end[:-1]))
+    if fall_w > 0 or slow:
         outside = (stops <= first[0]) | (starts >= end[-1])
-        if _explained(when, level, outside, found.sigma_w / np.sqrt(stops - starts), fall_w):
+        lift_w = max(TAIL * fall_w, SLOW * found.range_w * slow)
+        if _explained(when, level, outside, found.sigma_w / np.sqrt(stops - starts), lift_w):
             when, level, starts, stops = when[outside], level[outside], starts[outside], stops[outside]
     level = _through(curve.times_s, *_drawn_out(when, level, curve.times_s[starts], curve.times_s[stops - 1], fall_w == 0))
     quiet = np.zeros(len(residual), dtype=bool)
@@ -166,15 +170,15 @@ def _tails(residual: Samples, starts: Index, stops: Index, follows: Mask, found:
     return starts, falling, steepest
 
 
-def _explained(when: Samples, level: Samples, outside: Mask, noise: Samples, fall_w: float) -> bool:
-    """Whether the idle around all regions explains that between them, but for noise and for tails that fall by ``fall_w``."""
+def _explained(when: Samples, level: Samples, outside: Mask, noise: Samples, lift_w: float) -> bool:
+    """Whether the idle around all regions explains that between them, but for noise and for tails that lift it by up to ``lift_w``."""
     if np.all(outside) or not (outside[0] and outside[-1]):
         return False
     left = level[~outside] - np.interp(when[~outside], when[outside], level[outside])
     mean, noise = float(np.mean(left)), noise[~outside]
     spread = float(np.sqrt(np.sum(noise**2))) / len(left)
     scatter = float(np.mean(((left - mean) / noise) ** 2))
-    return -3 * spread < mean < 3 * spread + TAIL * fall_w and scatter < 1 + 3 * np.sqrt(2 / len(left))
+    return -3 * spread < mean < 3 * spread + lift_w and scatter < 1 + 3 * np.sqrt(2 / len(left))
 
 
 def _stretches(first: Index, end: Index, size: int) -> tuple[Index, Index, Mask]:

@@ -117,7 +117,8 @@ def _search(curve: Curve, background: Background, k: float) -> tuple[Regions, Ba
     for _ in range(ROUNDS):
         back_w = max(BACK * background.sigma_w, BACK_SHARE * background.range_w)
         regions = _regions(curve, background, k * background.sigma_w, back_w)
-        background = refined(curve, background, regions.leaves, regions.calm)
+        settling = float(np.median(regions.calm - regions.end)) if len(regions.end) else 0.0
+        background = refined(curve, background, regions.leaves, regions.calm, settling=settling)
         cores = np.concatenate((regions.first, regions.end))
         if np.array_equal(before, cores):
             break

@@ -21,6 +21,7 @@ from edgejoule.records import Grade
 from edgejoule.seams import Block, TraceHints
 
 UPDATE_S = 0.001  # of RAPL's counters
+WHOLE_FIRST = 1.5  # times the second interval: a first one that is longer began before the file did
 ABSENT = ("<not counted>", "<not supported>")
 EVENT = re.compile(r"power/energy-(\w+)/")
 TEXT = re.compile(
@@ -70,7 +71,7 @@ class Perf:
 
     def read(self, lines: Iterable[str], hints: TraceHints, doubts: Doubts) -> Iterator[Block]:
         """Raises MeterError for a number of two readings, a total without its time (``interval_s`` gives it), or several reports."""
-        yield from blocks(_rows(lines, hints, doubts))
+        yield from blocks(_from_the_start(_rows(lines, hints, doubts)))
 
 
 def is_package(rail: str) -> bool:
@@ -166,6 +167,17 @@ def _rows(lines: Iterable[str], hints: TraceHints, doubts: Doubts) -> Iterator[R
         yield from report.rows()
 
 
+def _from_the_start(rows: Iterator[Row]) -> Iterator[Row]:
+    """The rows, and before them the beginning of the first interval: 0 s, unless that interval is longer than the next (a lost head)."""
+    first, second = next(rows, None), next(rows, None)
+    if first is None:
+        return
+    if second is not None and 0 < first.time_s <= WHOLE_FIRST * (second.time_s - first.time_s):
+        yield Row(0.0, energy_j={rail: 0.0 for rail, joules in first.energy_j.items() if not math.isnan(joules)})
+    yield from (first,) if second is None else (first, second)
+    yield from rows
+
+
 class _Report:
     """Totals of one run and how long it took."""
 
@@ -212,7 +224,7 @@ class _Report:
 class IntervalSums:
     """Counters from the lines of ``perf stat -I``: a row once the stamp changes, or once all of ``events`` have come.
 
-    They begin at the first stamp: when its interval began, a file that lost its head does not say.
+    They begin at the first stamp; whether its interval is a whole one, the next will tell.
     """
 
     def __init__(self, doubts: Doubts, events: int = 0) -> None:
