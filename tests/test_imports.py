@@ -72,6 +72,7 @@ def test_the_spine_imports_downwards_only() -> None:
         "data",
         "catalog",
         "store",
+        "scenarios",
         "study_file",
         "bench",
         "stages",
@@ -79,6 +80,7 @@ def test_the_spine_imports_downwards_only() -> None:
         "verbs/options",
         "verbs/looking",
         "verbs/results",
+        "verbs/tracing",
         "verbs/pipeline",
         "cli",
     ]

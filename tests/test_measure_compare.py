@@ -102,7 +102,7 @@ def test_what_must_not_be_compared_is_refused() -> None:
         compare_trials(ours, repeats([0.01] * 3, 10.0, "B"), "energy")
     with pytest.raises(MeterError, match="holds a good energy"):
         compare_trials(ours, repeats([0.01] * 3, traces=()), "energy")
-    with pytest.raises(MeterError, match="one batch"):
+    with pytest.raises(MeterError, match=r"batch 1, .* and offline, batch 8, .* are not comparable"):
         compare_trials(ours, repeats([0.01] * 3, workload=Workload("offline", 8)))
     assert compare_trials(ours, repeats([0.02] * 3, workload=Workload("offline", 8)), "energy").ratio.n == 3  # joules per image
     for wrong in ([], [0.0, 1.0], [1.0]):
@@ -146,3 +146,11 @@ def test_equal_artifacts_are_rarely_told_apart() -> None:
     found = [compare_values(*rng.lognormal(0, 0.02, (2, 5)).tolist(), 0.01) for _ in range(600)]
     alike = sum(verdict.ratio.low <= 1 <= verdict.ratio.high for verdict in found)  # type: ignore[operator]
     assert 0.92 < alike / 600 < 0.98 and sum(verdict.differs for verdict in found) / 600 < 0.07
+
+
+def test_repeats_of_another_scenario_are_never_compared() -> None:
+    ours = repeats([0.010, 0.0101, 0.0099, 0.010, 0.0102])
+    theirs = [dataclasses.replace(one, workload=Workload("fixed_rate(hz=30)")) for one in ours]
+    with pytest.raises(MeterError, match=r"single_stream, batch 1, .* and fixed_rate\(hz=30\), batch 1, .* are not comparable"):
+        compare_trials(ours, theirs)
+    assert compare_trials(ours, [*theirs, *ours]).ratio.n == 5

@@ -260,7 +260,7 @@ def test_idle_lasts_as_long_as_the_sensor_needs() -> None:
         with recording.window("all") as w:
             machine.work(20)
         recording.idle()
-    assert machine.clock.sleeps == [3.0, 3.0] and "unpadded" not in codes(w) and w.net_energy_j == pytest.approx(200, rel=2e-3)
+    assert machine.clock.sleeps == [5.0, 5.0] and "unpadded" not in codes(w) and w.net_energy_j == pytest.approx(200, rel=2e-3)
 
 
 def test_what_the_device_says_while_hot_and_what_sampling_costs_is_kept() -> None:

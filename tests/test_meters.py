@@ -548,3 +548,28 @@ def test_a_gpu_whose_power_is_seen_part_time_says_so(
     fake.nvmlDeviceGetCudaComputeCapability = lambda handle: list(capability)  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "pynvml", fake)
     assert ("part_time" in Nvml(source=source).doubts()) is said
+
+
+def test_the_gpu_that_torch_computes_on_is_the_one_watched(monkeypatch: pytest.MonkeyPatch) -> None:
+    from edgejoule.measure import gpu
+
+    class Cuda:
+        uuid = "1b2c"
+
+        def current_device(self) -> int:
+            return 1
+
+        def get_device_properties(self, index: int) -> Any:
+            return self if index == 1 else None
+
+    class Library:
+        def nvmlDeviceGetHandleByUUID(self, uuid: str) -> str:  # noqa: N802
+            return uuid
+
+        def nvmlDeviceGetHandleByIndex(self, index: int) -> int:  # noqa: N802
+            return index
+
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert gpu.first_visible(Library()) == 0
+    monkeypatch.setattr(gpu, "torch_cuda", Cuda)
+    assert gpu.first_visible(Library()) == "GPU-1b2c"

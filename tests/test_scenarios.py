@@ -28,6 +28,8 @@ def test_a_spelling_names_a_scenario() -> None:
     [
         ("fixed_rate", 1, "frames per second"),
         ("fixed_rate(hz=0)", 1, "frames per second"),
+        ("fixed_rate(hz=1e-9)", 1, "0.01 to 10000"),
+        ("fixed_rate(hz=1e12)", 1, "frames per second"),
         ("fixed_rate(hz=True)", 1, "frames per second"),
         ("fixed_rate(hz=30, drop=1)", 1, "takes hz only, found drop"),
         ("fixed_rate(hz=30)", 4, "one image at a time, but the batch is 4"),

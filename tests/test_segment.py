@@ -88,6 +88,17 @@ def test_overlapping_tails_keep_their_sum(count: int, tail: float, gap: float, n
         assert before.stop_s <= after.start_s
 
 
+@pytest.mark.parametrize(
+    ("count", "tail", "gap", "noise"), [(50, 0.3, 1.5, 0.03), (50, 0.6, 3.0, 0.005), (5, 0.4, 2.0, 0.02), (50, 0.6, 2.0, 0.03)]
+)
+def test_tails_that_die_just_before_the_next_inference_do_not_lift_the_background(
+    count: int, tail: float, gap: float, noise: float
+) -> None:
+    pulses = Pulses(count, 0.03, 0.03 * gap, shape=tailed(tail), noise_w=noise, after_s=1.0)
+    found = segmented(of(pulses), count)
+    assert sum(one.net_energy_j for one in found.segments) == pytest.approx(float(np.sum(pulses.truth())), rel=0.01)
+
+
 def test_clean_traces_are_not_doubted() -> None:
     assert codes(segmented(of(Pulses(5, noise_w=0.02)), 5)) == set()
 

@@ -107,7 +107,7 @@ def test_a_missing_file(tmp_path: Path) -> None:
 def test_the_text(tmp_path: Path) -> None:
     text = run(written(tmp_path, Pulses(5, noise_w=0.01)), "--segments", 5)
     assert "5 inferences" in text
-    assert re.search(r"mean ± sd: \S+ mJ ± ", text)
+    assert re.search(r"mean ± sd: [\d.]+ ± [\d.]+ mJ", text)
     assert "k = 3" in text
     assert "total" in text
     whole = run(written(tmp_path, Pulses(5, noise_w=0.01)))

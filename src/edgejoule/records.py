@@ -420,8 +420,8 @@ class Segment:
 
     start_s: float
     stop_s: float
-    energy_j: float
-    net_energy_j: float  # above the background
+    energy_j: float  # net, and the background from start to stop
+    net_energy_j: float  # above the background, tails beyond start and stop included
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from edgejoule import __version__
 from edgejoule.catalog import find_model
 from edgejoule.caveats import caveat
-from edgejoule.errors import EdgejouleError, RankError
+from edgejoule.errors import EdgejouleError, MeterError, RankError
 from edgejoule.records import Accuracy, Artifact, Failure, Measurement, ModelSpec, Ranking, Screened, Trial
 from edgejoule.study_file import BESIDE, RankPlan, parse_study
 
@@ -56,10 +56,11 @@ def measurements(store: Store) -> tuple[Measurement, ...]:
     return tuple(newest.values())
 
 
-def compare_in_store(source: str, ours: str, theirs: str) -> dict[str, Verdict]:
+def compare_in_store(source: str, ours: str, theirs: str) -> dict[str, Verdict | str]:
     """Two variants of a store, each named by ``variant @ backend``, by the variant or by the model: {latency, energy}, ours over theirs.
 
-    Repeats of one round are paired. Raises RankError for a name that fits none or several, MeterError where two must not be compared.
+    Repeats of one round are paired; where energies cannot be compared, the reason stands in their place. Raises RankError for a name that
+    fits none or several, MeterError where two must not be compared at all.
     """
     from edgejoule.measure.compare import compare_trials
     from edgejoule.store import Store
@@ -68,9 +69,12 @@ def compare_in_store(source: str, ours: str, theirs: str) -> dict[str, Verdict]:
         artifacts = store.artifacts()
         shas = [_only_artifact(artifacts, name) for name in (ours, theirs)]
         trials = [[trial for trial in store.trials() if trial.artifact_sha256 == sha] for sha in shas]
-    metered = all(trial.traces for side in trials for trial in side)
-    figures: tuple[Literal["latency", "energy"], ...] = ("latency", "energy") if metered else ("latency",)
-    return {figure: compare_trials(trials[0], trials[1], figure) for figure in figures}
+    found: dict[str, Verdict | str] = {"latency": compare_trials(trials[0], trials[1], "latency")}
+    try:
+        found["energy"] = compare_trials(trials[0], trials[1], "energy")
+    except MeterError as error:  # the latencies can be compared all the same
+        found["energy"] = str(error)
+    return found
 
 
 def _only_artifact(artifacts: Mapping[str, Artifact], name: str) -> str:

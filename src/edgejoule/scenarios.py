@@ -7,12 +7,12 @@ Knows no clock and no session. Standard library only.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from edgejoule.errors import SpecError, UnknownNameError
 from edgejoule.registry import parse
 
+SLOWEST_HZ, FASTEST_HZ = 0.01, 10_000.0
 NAMES = ("single_stream", "offline", "fixed_rate")
 
 
@@ -34,8 +34,8 @@ def scenario(spelling: str, batch: int = 1) -> Scenario:
         raise UnknownNameError("scenario", call.name, NAMES, f"known: {', '.join(NAMES)}")
     hz = call.options.get("hz")
     if call.name == "fixed_rate":
-        if isinstance(hz, bool) or not isinstance(hz, (int, float)) or not math.isfinite(hz) or hz <= 0:
-            raise SpecError(f"{spelling!r} needs the camera's frames per second, as in fixed_rate(hz=30)")
+        if isinstance(hz, bool) or not isinstance(hz, (int, float)) or not SLOWEST_HZ <= hz <= FASTEST_HZ:
+            raise SpecError(f"{spelling!r} needs the camera's frames per second, {SLOWEST_HZ:g} to {FASTEST_HZ:g}, as in fixed_rate(hz=30)")
     elif call.options:
         raise SpecError(f"scenario {call.name} takes no options, found {', '.join(call.options)}")
     if extra := [key for key in call.options if key != "hz"]:

@@ -3,8 +3,8 @@
 LEAVES = {
     "nvml": "edgejoule.measure.nvml:Nvml",
     "rapl": "edgejoule.measure.rapl:Rapl",
-    "tegrastats": "edgejoule.measure.tegrastats:Tegrastats",
     "ina3221": "edgejoule.measure.ina3221:Ina3221",
+    "tegrastats": "edgejoule.measure.tegrastats:Tegrastats",
     "hwmon": "edgejoule.measure.hwmon:Hwmon",
     "odpm": "edgejoule.measure.odpm:Odpm",
     "perf": "edgejoule.measure.perf:Perf",

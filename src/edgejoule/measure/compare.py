@@ -16,6 +16,7 @@ from edgejoule.errors import MeterError
 from edgejoule.measure.plan import gross_j_per_image, is_rejected, median_latency_s
 from edgejoule.measure.stats import LogRatio, interval_spread, paired_ratio, unpaired_ratio, welch_ratio
 from edgejoule.records import Grade, Interval, Measurement, Trial
+from edgejoule.scenarios import scenario
 
 Figure = Literal["latency", "energy"]
 LATENCY_FLOOR = 0.01
@@ -54,14 +55,18 @@ def compare_trials(ours: Sequence[Trial], theirs: Sequence[Trial], figure: Figur
 
     All repeats are compared unpaired where fewer than half of the smaller set have a partner. Energy is gross, per image; latency per
     inference, so that batches must be equal. Raises MeterError where a side has no good repeat with that figure, and where the
-    two must not be compared: another batch, or energies of another grade or scope.
+    two must not be compared: another scenario, batch or protocol, or energies of another grade or scope.
     """
     kept, other = ([trial for trial in trials if not is_rejected(trial)] for trials in (ours, theirs))
+    ways = [{_way(trial, figure) for trial in side} for side in (kept, other)]
+    shared = ways[0] & ways[1]
+    if all(ways) and not shared:
+        raise MeterError(f"{min(ways[0])} and {min(ways[1])} are not comparable: measure both in one way")
+    kept, other = ([trial for trial in trials if _way(trial, figure) in shared] for trials in (kept, other))
     mine, yours = _by_round(kept, figure), _by_round(other, figure)
     for found, trials in ((mine, ours), (yours, theirs)):
         if not found:
             raise MeterError(f"none of {len(trials)} repeats holds a good {figure}: measure that artifact again (for energy, with a meter)")
-    _check_batches(kept[0].workload.batch, other[0].workload.batch, figure)
     grade = _common(*(_instrument(trials) for trials in (kept, other))) if figure == "energy" else "C"
     least = least_difference(figure, grade)
     rounds = sorted(set(mine) & set(yours))
@@ -126,6 +131,13 @@ def _judged(logs: LogRatio, least: float | None, confidence: float) -> Verdict:
 
 def _certain(verdict: Verdict) -> float:
     return 1.0 if verdict.p_value is None else verdict.p_value
+
+
+def _way(trial: Trial, figure: Figure) -> str:
+    """How a repeat was measured: what two must have in common. Joules per image may be of other batches, but not of other idle."""
+    work = trial.workload
+    how = f"{work.scenario}, batch {work.batch}" if figure == "latency" or scenario(work.scenario).hz else "back to back"
+    return f"{how}{', end to end' if work.end_to_end else ''}, {trial.protocol.name}"
 
 
 def _by_round(trials: Sequence[Trial], figure: Figure) -> dict[tuple[object, ...], float]:

@@ -81,9 +81,9 @@ def look(
     )
 
 
-def doubts(before: Conditions, after: Conditions) -> list[Caveat]:
-    """What happened between two looks that a result must not hide."""
-    found = _contention(before, after)
+def doubts(before: Conditions, after: Conditions, own_children_cpu_s: float = 0.0) -> list[Caveat]:
+    """What happened between two looks that a result must not hide; the CPU time of children that are ours is no other program's."""
+    found = _contention(before, after, own_children_cpu_s)
     if before.swapped_pages is not None and after.swapped_pages is not None and after.swapped_pages > before.swapped_pages:
         found.append(caveat("swap", f"{after.swapped_pages - before.swapped_pages} pages"))
     events = {name: count - before.throttle_counts.get(name, count) for name, count in after.throttle_counts.items()}
@@ -96,12 +96,12 @@ def doubts(before: Conditions, after: Conditions) -> list[Caveat]:
     return found
 
 
-def _contention(before: Conditions, after: Conditions) -> list[Caveat]:
+def _contention(before: Conditions, after: Conditions, own_children_cpu_s: float) -> list[Caveat]:
     """The CPU time of all others, and the name of the one who took most of it, where this process can see others at all."""
     duration = after.at_s - before.at_s
     if before.all_cpu_s is None or after.all_cpu_s is None or duration <= 0:
         return []
-    others = (after.all_cpu_s - before.all_cpu_s) - (after.own_cpu_s - before.own_cpu_s)
+    others = (after.all_cpu_s - before.all_cpu_s) - (after.own_cpu_s - before.own_cpu_s) - own_children_cpu_s
     if others <= BUSY * duration + TICKS_S:
         return []
     seen = f"{100 * others / duration:.0f} % of one core during {duration:.3g} s"

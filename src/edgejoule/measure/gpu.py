@@ -9,12 +9,17 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from edgejoule.measure.cuda import torch_cuda
+
 
 def first_visible(nvml: Any) -> Any:
     """NVML's handle of the first GPU in CUDA_VISIBLE_DEVICES (a number, or a UUID that may be cut short), else of GPU 0.
 
     Raises NVMLError where there is no such GPU.
     """
+    uuid = _torchs_own()
+    if uuid:
+        return nvml.nvmlDeviceGetHandleByUUID(uuid)
     first = os.environ.get("CUDA_VISIBLE_DEVICES", "").partition(",")[0].strip()
     if not first.startswith("GPU-"):
         # A MIG slice has no energy of its own, and NVML says so of its handle.
@@ -25,6 +30,15 @@ def first_visible(nvml: Any) -> Any:
         if (uuid.decode() if isinstance(uuid, bytes) else uuid).startswith(first):
             return handle
     return nvml.nvmlDeviceGetHandleByUUID(first)
+
+
+def _torchs_own() -> str:
+    """The UUID of the GPU that torch computes on now; empty where torch has not begun, or does not tell."""
+    cuda = torch_cuda()
+    if cuda is None:
+        return ""
+    uuid = getattr(cuda.get_device_properties(cuda.current_device()), "uuid", None)
+    return "" if uuid is None else f"GPU-{uuid}"
 
 
 def _number(text: str) -> int:

@@ -117,7 +117,7 @@ class Metering:
         return Window(self, name, queries)
 
     def idle(self, seconds: float | None = None) -> None:
-        """Sleep, and count that as idle; without ``seconds`` as long as this sensor needs (its memory and one second).
+        """Sleep, and count that as idle; without ``seconds`` as long as this sensor needs (twice its memory and one second).
 
         Where it was called between two windows only what it slept counts as idle there, and nothing else of that time.
         Raises MeterError while a window is open.
@@ -131,7 +131,7 @@ class Metering:
                 raise MeterError(f"idle() inside the window {self._open[0].name!r}: idle lies outside of all windows, end them first")
             gap, start = self._gap, self._clock()
         try:
-            self._sleep(LEAST_IDLE_S + self._memory_s() if seconds is None else seconds)
+            self._sleep(LEAST_IDLE_S + 2 * self._memory_s() if seconds is None else seconds)
         finally:
             with self._lock:
                 stop = self._clock() if gap.stop_s is None else gap.stop_s  # a window of another thread may have ended it

@@ -98,6 +98,11 @@ class PolledMeter:
         return self._sensor.period_s
 
     @property
+    def stamp_uncertainty_s(self) -> float:
+        """By how much a reading may be older or newer than its stamp."""
+        return float(getattr(self._sensor, "stamp_uncertainty_s", 0.0))
+
+    @property
     def cores(self) -> float | None:
         """CPU seconds of the reading thread per second, up to its last read; None until it has read. Valid during and after."""
         return self._cores

@@ -203,6 +203,7 @@ class _Kept:
         self._equal = 0  # of those, samples with the same stamp
         self._power: dict[str, _Rail] = {}
         self._energy: dict[str, _Rail] = {}
+        self._unstamped = 0
         self.samples = 0
 
     def rails(self) -> tuple[str, ...]:
@@ -216,6 +217,7 @@ class _Kept:
             times = np.arange(self._rows, self._rows + rows, dtype=np.float64) * self._interval_s
         ahead = np.maximum.accumulate(np.concatenate(([self._last_s], np.where(np.isnan(times), -np.inf, times))))
         good = times > ahead[:-1]
+        self._unstamped += int(np.count_nonzero(np.isnan(times)))
         stale = int(np.count_nonzero(~good & ~np.isnan(times)))
         if stale:
             row = int(np.flatnonzero(~good & ~np.isnan(times))[0])
@@ -225,8 +227,12 @@ class _Kept:
         self._rows += rows
         if not np.any(good):
             return
-        if self._first_s is None:
-            self._first_s = float(times[good][0])
+        if self._first_s is None:  # times count from the first sample that holds a value
+            every = [np.abs(values) < MOST_VALUE for values in (*block.power_w.values(), *block.energy_j.values())]
+            valid = good & np.logical_or.reduce(every) if every else good
+            if not np.any(valid):
+                return
+            self._first_s = float(times[valid][0])
         self._last_s = float(ahead[-1])
         self.samples += int(np.count_nonzero(good))
         for rails, found, quantity in ((self._power, block.power_w, "power_w"), (self._energy, block.energy_j, "energy_j")):
@@ -244,6 +250,8 @@ class _Kept:
             if self._equal > self._backwards / 2:
                 advice = "its stamps are too coarse, so give --interval"
             raise MeterError(f"in {path} {self._backwards} of {self._rows} samples do not come after the one before: {advice}")
+        if self._rows and self._unstamped == self._rows:
+            raise MeterError(f"none of the {self._rows} samples in {path} has a stamp: add --interval with the seconds between them")
         most = max((rail.count for rail in (*self._power.values(), *self._energy.values())), default=0)
         if most < 2:
             seen = f" ({caveats[0].seen})" if (caveats := doubts.caveats()) else ""

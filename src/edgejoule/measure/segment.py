@@ -212,12 +212,13 @@ def _cut(whole: Regions, valleys: Index) -> Regions:
 def _segments(curve: Curve, background: Background, regions: Regions) -> tuple[Segment, ...]:
     times, level = curve.times_s, background.power_w
     idle = np.concatenate(([0.0], np.cumsum(np.diff(times) * (level[1:] + level[:-1]) / 2)))
-    # Shown from the last sample below the threshold to the first below it again, so that a short inference is not drawn out; what is above
-    # the background is taken from all that the region reaches, tails included.
-    first, last = np.maximum(regions.first - 1, regions.start), np.minimum(regions.end, regions.stop)
-    gross = curve.joules[last] - curve.joules[first]
+    # Shown from half a sample before the first above the threshold to half a sample after the last, so that a short inference is not drawn
+    # out. What is above the background is taken from all that the region reaches, tails included; the background only from what is shown.
+    before, after = np.maximum(regions.first - 1, regions.start), np.minimum(regions.end, regions.stop)
+    first, last = (times[before] + times[regions.first]) / 2, (times[regions.end - 1] + times[after]) / 2
     net = curve.joules[regions.stop] - curve.joules[regions.start] - (idle[regions.stop] - idle[regions.start])
-    columns = (times[first], times[last], gross, net)
+    gross = net + np.interp(last, times, idle) - np.interp(first, times, idle)
+    columns = (first, last, gross, net)
     return tuple(Segment(*map(float, row)) for row in zip(*columns, strict=True))
 
 

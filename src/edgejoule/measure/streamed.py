@@ -29,6 +29,8 @@ COARSE = 0.01  # of all samples may arrive together with another
 class StreamedMeter:
     """Records one Streamer from ``start()`` to ``stop()``; one use each. ``spelling`` is the leaf's canonical spelling."""
 
+    is_program = True  # its CPU time is not this process's
+
     def __init__(self, leaf: Streamer, spelling: str, clock: Callable[[], float] = time.perf_counter) -> None:
         self._leaf = leaf
         self._spelling = spelling

@@ -258,11 +258,12 @@ def _repeat_doubts(trials: Sequence[Trial], kept: Sequence[Trial], latency: Inte
 
 
 def _pilot_doubts(watts: Sequence[float | None]) -> list[Caveat]:
-    """The first repeat is the pilot: a later one whose mean power is more than 5 % off was measured in another state."""
-    pilot = watts[0]
-    if pilot is None or pilot <= 0:
+    """The first repeat with a power is the pilot: a later one whose mean power is more than 5 % off was measured in another state."""
+    known = [power for power in watts if power is not None and power > 0]
+    if not known:
         return []
-    off = [100 * (power / pilot - 1) for power in watts[1:] if power is not None]
+    pilot = known[0]
+    off = [100 * (power / pilot - 1) for power in known[1:]]
     far = [change for change in off if abs(change) > 100 * PILOT]
     if not far:
         return []

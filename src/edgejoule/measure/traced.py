@@ -22,6 +22,7 @@ from edgejoule.measure.recording import Recording
 from edgejoule.measure.segment import Found, K, segmented
 from edgejoule.records import Caveat, Phase, Trace, TraceEnergy
 
+ENDS = 1.5  # periods: a rail that lacks more at an end of the window is told
 CLOSURE = 0.01  # between a rail's power, integrated, and the file's own counter of it
 FEWEST = 5  # samples of idle on a side, for it to count
 
@@ -78,7 +79,7 @@ def _traced(recording: Recording, start_s: float | None, stop_s: float | None, s
             raise MeterError(f"cannot look for inferences in {', '.join(rails)}: expected rails that are known to add up to the whole")
         found = segmented(curve, segments, k)
         doubts += found.caveats
-        if idle is None and whole is not None:
+        if whole is not None:  # what lies outside the window may hold other inferences
             net, idle = _above_background(whole, curve, found)
     energy = _record(recording, rails, totals, (start, stop), energy_j)
     energy = dataclasses.replace(energy, total_energy_j=whole, net_energy_j=net if whole is not None else None, idle_w=idle)
@@ -154,6 +155,12 @@ def _joules(trace: Trace, start_s: float, stop_s: float) -> float | None:
     return joules if joules is not None and math.isfinite(joules) else None
 
 
+def _covered_s(trace: Trace, start_s: float, stop_s: float) -> float:
+    """How much of the window a rail's samples span."""
+    times, _ = samples(trace)
+    return float(min(stop_s, times[-1]) - max(start_s, times[0]))
+
+
 def _above_idle(totals: Sequence[Trace], start_s: float, stop_s: float) -> Energy:
     """The total above the idle outside the window, where there is enough of that, and energy.py's doubts about it."""
     every = [samples(trace)[0] for trace in totals]
@@ -185,6 +192,8 @@ def _doubts(trace: Trace, start_s: float, stop_s: float, joules: float | None) -
     doubts: list[Caveat] = []
     if joules is None:
         doubts.append(caveat("trace_gap", f"{name}: sampled from {times[0]:.4g} to {times[-1]:.4g} s only, or not finite"))
+    elif (missing := max(times[0] - start_s, stop_s - times[-1])) > ENDS * trace.period_s:
+        doubts.append(caveat("trace_gap", f"{name}: no sample in {missing:.3g} s at an end of the window"))
     if len(held) < FEWEST_UPDATES:
         doubts.append(caveat("few_updates", f"{name}: {len(held)} samples in {stop_s - start_s:.4g} s"))
     if len(steps) and (longest := float(np.max(steps))) > GAP * max(float(np.median(steps)), trace.period_s):
@@ -214,7 +223,6 @@ def _record(
     recording: Recording, rails: dict[str, Trace], totals: Sequence[Trace], window: tuple[float, float], energy_j: dict[str, float | None]
 ) -> TraceEnergy:
     first = totals[0] if totals else next(iter(rails.values()))
-    length = window[1] - window[0]
     return TraceEnergy(
         format=recording.format,
         rails=tuple(rails),
@@ -225,7 +233,7 @@ def _record(
         start_s=window[0],
         stop_s=window[1],
         energy_j=energy_j,
-        power_w={name: None if joules is None else joules / length for name, joules in energy_j.items()},
+        power_w={name: None if joules is None else joules / _covered_s(rails[name], *window) for name, joules in energy_j.items()},
         total_energy_j=None,
         net_energy_j=None,
         idle_w=None,

@@ -4,8 +4,8 @@
 
 Clocks and temperatures are watched in the window, memory before it. Images are normalised before the window, unless the workload is
 end to end. All phases are stamped on one monotonic clock, the traces' own. Each idle phase is longer than the protocol's by the
-sensor's memory, so that a clean idle of that length remains. Keeps raw timings and traces; derives no statistic. Knows no runtime and
-no sensor, imports neither torch nor scipy.
+sensor's memory (the first by twice that: it must forget the warm-up, too), so that a clean idle of that length remains. Keeps raw
+timings and traces; derives no statistic. Knows no runtime and no sensor, imports neither torch nor scipy.
 """
 
 from __future__ import annotations
@@ -160,8 +160,9 @@ def _record(
     if meter is not None and not traces:
         raise MeterError(f"the meter {job.meter} recorded nothing: check it with edgejoule doctor")
     watched = watch.stop()
-    found = conditions.doubts(before, conditions.look(root, clock)) + list(getattr(meter, "caveats", ()))
-    found += [caveat(code, seen) for code, seen in said.items()] + _clock_doubts(watched, root)
+    found = conditions.doubts(before, conditions.look(root, clock), _childs_cpu_s(meter, clock() - before.at_s))
+    found += list(getattr(meter, "caveats", ()))
+    found += [caveat(code, seen) for code, seen in said.items()] + _clock_doubts(watched, root, _is_paced(job))
     if meter is None:
         found.append(caveat("no_meter", "measured without a meter"))
     cores = watch.cores + (getattr(meter, "cores", None) or 0.0)
@@ -180,10 +181,11 @@ def _idle_window_idle(
 ) -> tuple[Timed, dict[str, str]]:
     """The window's timings, and what the device said of itself while it was hot: {caveat code: what was seen}."""
     bench, averaging_s = log.bench, float(getattr(meter, "averaging_s", 0.0))
-    rest_s = protocol.idle_s + PAD * averaging_s
+    memory_s = PAD * averaging_s + float(getattr(meter, "stamp_uncertainty_s", 0.0))
     duration_s, at_least = window_size(protocol, job.workload.batch, averaging_s)
     expected = min(MOST_EXPECTED, int(1.5 * duration_s / max(warmed.typical_s, 1e-7)))
-    log.enter("idle_before", lambda: bench.sleep(rest_s))
+    # The sensor must forget the warm-up before the padding of the window begins.
+    log.enter("idle_before", lambda: bench.sleep(protocol.idle_s + 2 * memory_s))
     watch.start()
     try:
         bench.notify("window")
@@ -196,18 +198,24 @@ def _idle_window_idle(
     finally:
         watch.stop()
     log.phases.append(Phase("window", timed.start_s, timed.stop_s))
-    log.enter("idle_after", lambda: bench.sleep(rest_s))
+    log.enter("idle_after", lambda: bench.sleep(protocol.idle_s + memory_s))
     return timed, said
 
 
-def _clock_doubts(watched: Sequence[Series], root: Path) -> list[Caveat]:
-    """Whether the processor's clock, or a GPU's, fell in the window, or stayed below what was asked for."""
+def _is_paced(job: Job) -> bool:
+    """Whether the device idles between the frames of a camera, and its clock with it."""
+    return scenario(job.workload.scenario).hz is not None
+
+
+def _clock_doubts(watched: Sequence[Series], root: Path, paced: bool) -> list[Caveat]:
+    """Whether the processor's clock, or a GPU's, fell in the window (not asked where it idles between frames), or stayed too low."""
     found: dict[str, Caveat] = {}
     for series in watched:
         if series.unit == "Hz":
             hertz = list(series.values)
             asked = conditions.requested_hz(root) if series.name == "clock" else None
-            found |= {doubt.code: doubt for doubt in conditions.clock_doubts(hertz) + conditions.clock_low_doubts(hertz, asked)}
+            fell = [] if paced else conditions.clock_doubts(hertz)
+            found |= {doubt.code: doubt for doubt in fell + conditions.clock_low_doubts(hertz, asked)}
     return list(found.values())
 
 
@@ -241,6 +249,12 @@ def _prepare(
         return list(crops), lambda session: lambda batch: session.infer(scale(batch, preprocessing))
     ready = [np.ascontiguousarray(scale(batch, preprocessing), dtype=np.float32) for batch in crops]
     return ready, lambda session: session.infer
+
+
+def _childs_cpu_s(meter: Meter | None, duration_s: float) -> float:
+    """CPU seconds of a meter that is a program of its own: they are no other program's, and this process's clock does not hold them."""
+    cores = getattr(meter, "cores", None) if getattr(meter, "is_program", False) else None
+    return float(cores or 0.0) * duration_s
 
 
 def _said(meter: Meter | None) -> dict[str, str]:

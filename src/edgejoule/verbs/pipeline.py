@@ -160,8 +160,8 @@ def measure(
     stages.check(plan, [wanted], [recipe])
     if recipe and Path(target).is_dir():
         raise SpecError(f"{target} is compiled already, and a recipe changes the network before that: leave --recipe out")
-    if out is not None:
-        check_writable(out)
+    if out is not None or sustain:
+        check_writable(out or Path("runs"))
     with Progress("every finished trial is stored" if out else "without --out no trial is kept") as progress:
         bench = bench_of(cache, progress)
         folder = Path(target)
@@ -171,16 +171,16 @@ def measure(
             else compile_all(target, [wanted], plan, weights, bench, recipe)[0]
         )
         found, trials = measure_one(artifact, plan, out, bench, command_line())
+    if not as_json:
+        print_text(text.measurement(found))
     settled = settle(found, trials[-1], out or Path("runs")) if sustain else {}
     if as_json:
         print_json(encode(found) | {name: encode(value) for name, value in settled.items()})
-    else:
-        print_text(text.measurement(found))
-        if sustain:
-            from edgejoule.report import sustained as page
+    elif sustain:
+        from edgejoule.report import sustained as page
 
-            print_text("\n" + page.text(settled["sustained"], f"{found.variant} @ {found.backend}, sustained"))
-            print_text(f"\npage  {settled['page']}")
+        print_text("\n" + page.text(settled["sustained"], f"{found.variant} @ {found.backend}, sustained"))
+        print_text(f"\npage  {settled['page']}")
 
 
 def settle(found: Any, trial: Any, folder: Path) -> dict[str, Any]:
@@ -197,6 +197,8 @@ def settle(found: Any, trial: Any, folder: Path) -> dict[str, Any]:
 
 def sustained_profile(duration: str, scenario: str) -> str:
     """``10m`` -> the spelling of the profile that runs so long. Raises SpecError for what is no duration of at least half a minute."""
+    from edgejoule.scenarios import scenario as of
+
     units = {"s": 1.0, "m": 60.0, "h": 3600.0}
     number, unit = duration.strip()[:-1], duration.strip()[-1:]
     if unit.isdigit():
@@ -207,7 +209,7 @@ def sustained_profile(duration: str, scenario: str) -> str:
         raise SpecError(f"--sustain {duration!r} is no duration: expected seconds, minutes or hours, as in 10m") from error
     if not SUSTAIN_S[0] <= seconds <= SUSTAIN_S[1]:
         raise SpecError(f"--sustain {duration} is outside half a minute to a day: expected something like 10m")
-    if scenario.startswith("fixed_rate"):
+    if of(scenario).hz is not None:
         raise SpecError("--sustain runs back to back, and a frame rate does not: leave one of them out")
     return f"sustained(window_s={seconds:g})"
 

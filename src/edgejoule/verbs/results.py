@@ -52,6 +52,9 @@ def compare(
         print_json({"ours": ours, "theirs": theirs} | encode(found))
         return
     for figure, verdict in found.items():
+        if isinstance(verdict, str):
+            print_text(f"{figure:8} not compared: {verdict}")
+            continue
         print_text(f"{figure:8} {measure(verdict.ratio)} ×  {'differ' if verdict.differs else 'no difference'}: {verdict.reason}")
 
 

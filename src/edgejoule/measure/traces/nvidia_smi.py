@@ -21,6 +21,7 @@ from edgejoule.records import Grade
 from edgejoule.seams import Block, TraceHints
 
 INSTANT, MEANS = "power.draw.instant", ("power.draw", "power.draw.average")
+BURST, MOST_BURSTS = 0.1, 3  # a step so much shorter than the one before, again and again: several GPUs, each stamped by itself
 KEYS = ("index", "uuid", "gpu_uuid", "pci.bus_id", "gpu_bus_id")  # what tells GPUs apart, best first
 INSTANT_S, MEAN_OVER_S = 0.1, 1.0
 EPOCH = datetime(1970, 1, 1)
@@ -64,7 +65,8 @@ class NvidiaSmi:
     def _rows(self, lines: Iterable[str], hints: TraceHints, doubts: Doubts) -> Iterator[Row]:
         header: _Header | None = None
         gathered: dict[str, float] = {}
-        since = math.nan
+        since = last = step_s = math.nan
+        bursts = 0
         self._instant.clear()
         for count, line in enumerate(lines, 1):
             if not line.strip():
@@ -86,9 +88,12 @@ class NvidiaSmi:
             if not RAIL.fullmatch(rail):
                 doubts.add("bad_lines", f"line {count} names no GPU: {line[:60]!r}")
                 continue
-            if not header.keyed and at == since:
+            step_s, before_s = at - last, step_s
+            last = at
+            bursts += step_s < BURST * before_s
+            if not header.keyed and hints.interval_s is None and (at == since or bursts > MOST_BURSTS):
                 raise MeterError(
-                    f"line {count} has the same stamp as the one before, and no column tells GPUs apart: "
+                    f"line {count} was stamped together with the one before, and no column tells GPUs apart: "
                     "add index to the query, and log again"
                 )
             if rail in gathered:

@@ -8,6 +8,7 @@ between two samples (sleep, a second run), by their clock and offset: their word
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import plistlib
 import re
@@ -75,7 +76,10 @@ class Powermetrics:
         return whole or (PARTS if set(PARTS) <= set(rails) else ())
 
     def read(self, lines: Iterable[str], hints: TraceHints, doubts: Doubts) -> Iterator[Block]:
-        yield from blocks(_rows(_samples(lines, doubts), doubts))
+        found: Iterable[Sample] = _samples(lines, doubts)
+        if hints.interval_s is not None:
+            found = (dataclasses.replace(sample, elapsed_s=hints.interval_s, clock_s=None) for sample in found)
+        yield from blocks(_rows(found, doubts))
 
 
 def _rows(samples: Iterable[Sample], doubts: Doubts) -> Iterator[Row]:

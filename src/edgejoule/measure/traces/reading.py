@@ -27,7 +27,7 @@ BAD = 0.05  # of all rows: with more that cannot be read, the file is not what i
 JUDGED = 10_000  # rows after which that is judged before the end
 CUT_OFF = 100  # lines that tell how short an honest line may be
 MOST_W = 1e6  # more is a damaged number, not a power
-NOISE_W, NOISE = 1e-3, 0.01  # below zero by less than this, absolute or of the largest sample around, is noise about zero
+NOISE_W, NOISE, SENTINEL_W = 1e-3, 0.1, -1.0  # below zero by less than this, absolute or of the largest sample around, is noise about zero
 
 TIME_UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9, "min": 60.0, "h": 3600.0}
 POWER_UNITS = {"W": 1.0, "mW": 1e-3, "uW": 1e-6, "kW": 1e3}
@@ -247,7 +247,7 @@ def plausible(watts: Samples, doubts: Doubts, row: int, signed: bool = True) -> 
     wrong = size > MOST_W
     if not signed:
         largest = float(np.nanmax(np.where(wrong, np.nan, size), initial=0.0))
-        wrong = wrong | (watts < -max(NOISE_W, NOISE * largest))
+        wrong = wrong | (watts < -max(NOISE_W, NOISE * largest)) | (watts == SENTINEL_W)
     if not np.any(wrong):
         return watts
     at = int(np.flatnonzero(wrong)[0])

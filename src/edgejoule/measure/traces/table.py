@@ -133,7 +133,8 @@ def _header(head: Sequence[str], wanted: Sequence[str], power: str) -> _Header:
             if delimiter and len(names) < 2:
                 continue
             found = _Header(at, at + 1, delimiter, names)
-            if (wanted or power) and all(_index(names, name) for name in (*wanted, *_split(power, names))):
+            called = (*wanted, *_split(power, names))
+            if called and not any(map(_is_number, names)) and all(_named(names, name) for name in called):
                 return found
             below = next((text for text in head[at + 1 :] if text.strip()), "")
             if names and not any(map(_is_number, names)):
@@ -179,10 +180,16 @@ def _split(power: str, names: Sequence[str]) -> list[str]:
     return [power] if power in names else [name.strip() for name in power.split(",") if name.strip()]
 
 
-def _index(names: Sequence[str], wanted: str) -> list[int]:
+def _named(names: Sequence[str], wanted: str) -> list[int]:
     """Where a column is: by its exact name, else without regard to case."""
     exact = [n for n, name in enumerate(names) if name == wanted]
     return exact or [n for n, name in enumerate(names) if name.lower() == wanted.lower()]
+
+
+def _index(names: Sequence[str], wanted: str) -> list[int]:
+    """Where a column is: by its name, else by its number from 1."""
+    number = int(wanted) if wanted.isascii() and wanted.isdigit() and len(wanted) < 6 else 0
+    return _named(names, wanted) or ([number - 1] if 1 <= number <= len(names) else [])
 
 
 def _column(names: Sequence[str], wanted: str, option: str) -> int:
