@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from edgejoule.measure.watch import SLOW, Watch, open_gpu
+from edgejoule.measure.watch import SLOW, Watch, gpu_doubts, open_gpu
 from edgejoule.records import Series
 from tests.fakes.machine import CPU, cpufreq, nvml, put, zone
 
@@ -92,3 +92,27 @@ def test_a_gpu_is_asked_only_if_wanted(tmp_path: Path, monkeypatch: pytest.Monke
     for absent in (nvml(broken=True), None):
         monkeypatch.setitem(sys.modules, "pynvml", absent)
         assert open_gpu() is None and watched(Watch(tmp_path, gpu=True, period_s=0.001)) == {}
+
+
+def test_a_gpu_throttled_at_any_look_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = iter([0x0, 0x4, 0x48, 0x0])
+
+    class Hot:
+        NVMLError = RuntimeError
+
+        def nvmlInit(self) -> None:  # noqa: N802
+            pass
+
+        def nvmlDeviceGetHandleByIndex(self, index: int) -> int:  # noqa: N802
+            return index
+
+        def nvmlDeviceGetCurrentClocksEventReasons(self, handle: int) -> int:  # noqa: N802
+            return next(looks, 0)
+
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setitem(sys.modules, "pynvml", Hot())
+    watch = Watch(tmp_path, gpu=True, period_s=0.001)
+    watch.start()
+    time.sleep(0.05)
+    assert gpu_doubts(watch.stop()) == {"throttled": "GPU clock reasons 0x48", "power_capped": "GPU software power cap"}
+    assert gpu_doubts(()) == {}

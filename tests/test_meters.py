@@ -143,12 +143,14 @@ def test_rapl_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "modprobe" in str(Rapl(str(tmp_path)).probe())
     tree(tmp_path)
 
-    def refuse(self: Path, *args: Any, **more: Any) -> str:
+    opened = Path.open
+
+    def refuse(self: Path, *args: Any, **more: Any) -> Any:
         if self.name == "energy_uj":
             raise PermissionError(13, "Permission denied")
-        return self.read_bytes().decode()
+        return opened(self, *args, **more)
 
-    monkeypatch.setattr(Path, "read_text", refuse)  # the tests may run as root, whom nothing is denied
+    monkeypatch.setattr(Path, "open", refuse)  # the tests may run as root, whom nothing is denied
     assert "sudo chmod" in str(Rapl(str(tmp_path)).probe())
 
 

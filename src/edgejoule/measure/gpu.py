@@ -11,6 +11,9 @@ from typing import Any
 
 from edgejoule.measure.cuda import torch_cuda
 
+HOT = 0x08 | 0x20 | 0x40 | 0x80  # hardware slowdown, software and hardware thermal, power brake
+CAPPED = 0x04  # software power cap
+
 
 def first_visible(nvml: Any) -> Any:
     """NVML's handle of the first GPU in CUDA_VISIBLE_DEVICES (a number, or a UUID that may be cut short), else of GPU 0.
@@ -30,6 +33,22 @@ def first_visible(nvml: Any) -> Any:
         if (uuid.decode() if isinstance(uuid, bytes) else uuid).startswith(first):
             return handle
     return nvml.nvmlDeviceGetHandleByUUID(first)
+
+
+def clock_reasons(nvml: Any, handle: Any) -> int | None:
+    """Why NVML says that the clock is held down now, as bits (HOT, CAPPED); None where board, driver or package does not tell."""
+    for name in ("nvmlDeviceGetCurrentClocksEventReasons", "nvmlDeviceGetCurrentClocksThrottleReasons"):  # renamed with CUDA 12.2
+        try:
+            return int(getattr(nvml, name)(handle))
+        except (nvml.NVMLError, AttributeError):
+            continue
+    return None
+
+
+def clock_doubts(reasons: int) -> dict[str, str]:
+    """{caveat code: what was seen} of those bits."""
+    found = {"throttled": f"GPU clock reasons {reasons & HOT:#x}"} if reasons & HOT else {}
+    return found | ({"power_capped": "GPU software power cap"} if reasons & CAPPED else {})
 
 
 def _torchs_own() -> str:

@@ -17,16 +17,14 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from edgejoule.errors import MeterError
-from edgejoule.measure.gpu import first_visible
+from edgejoule.measure.gpu import clock_doubts, clock_reasons, first_visible
 from edgejoule.records import Grade
 
 UPDATE_S, MEAN_OVER_S = 0.1, 1.0
 POWER_AVERAGE, POWER_INSTANT = 185, 186  # NVML_FI_DEV_POWER_*, milliwatts
 AMPERE = 7  # NVML_DEVICE_ARCH_AMPERE
 NOT_SUPPORTED = 3  # NVML_ERROR_NOT_SUPPORTED
-HOT = 0x08 | 0x20 | 0x40 | 0x80  # hardware slowdown, software and hardware thermal, power brake
 PART_TIME = ((8, 0), (9, 0))
-CAPPED = 0x04  # software power cap
 SYSTEMATIC = 0.05  # NVML's own word for fully supported boards
 MOST_MW = 1e8  # 100 kW: what lies above is a mark for "not available"
 # The members of the union nvmlValue_t, by nvmlValueType_t.
@@ -123,15 +121,8 @@ class Nvml:
     def doubts(self) -> dict[str, str]:
         """What the GPU says of its clocks (throttled, power-capped), and whether power is seen part-time; empty where it does not say."""
         opened = self._open()
-        nvml, reasons = opened.library, 0
-        for name in ("nvmlDeviceGetCurrentClocksEventReasons", "nvmlDeviceGetCurrentClocksThrottleReasons"):  # renamed with CUDA 12.2
-            try:
-                reasons = int(getattr(nvml, name)(opened.handle))
-                break
-            except (nvml.NVMLError, AttributeError):  # not all boards, drivers and packages know either: absence raises no doubt
-                continue
-        found = {"throttled": f"GPU clock reasons {reasons & HOT:#x}"} if reasons & HOT else {}
-        found |= {"power_capped": "GPU software power cap"} if reasons & CAPPED else {}
+        nvml = opened.library
+        found = clock_doubts(clock_reasons(nvml, opened.handle) or 0)
         return found | ({"part_time": "A100 or H100"} if opened.way != "energy" and _part_time(nvml, opened.handle) else {})
 
     @property

@@ -30,7 +30,7 @@ from edgejoule.measure.energy import FEWEST_UPDATES, PAD
 from edgejoule.measure.environment import environment
 from edgejoule.measure.temperature import LOOK_BACK_S, Heat
 from edgejoule.measure.warmup import Warmed, warm_up
-from edgejoule.measure.watch import Watch
+from edgejoule.measure.watch import Watch, gpu_doubts
 from edgejoule.measure.window import Timed, back_to_back, image_pool, run_frames, run_window, timing_doubts
 from edgejoule.records import Artifact, Caveat, Environment, Job, Phase, Preprocessing, Protocol, Series, Trace, Trial
 from edgejoule.scenarios import scenario
@@ -162,6 +162,7 @@ def _record(
     watched = watch.stop()
     found = conditions.doubts(before, conditions.look(root, clock), _childs_cpu_s(meter, clock() - before.at_s))
     found += list(getattr(meter, "caveats", ()))
+    said = gpu_doubts(watched) | said
     found += [caveat(code, seen) for code, seen in said.items()] + _clock_doubts(watched, root, _is_paced(job))
     if meter is None:
         found.append(caveat("no_meter", "measured without a meter"))

@@ -11,17 +11,18 @@ from __future__ import annotations
 import importlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgejoule.measure.gpu import first_visible
+from edgejoule.measure.gpu import clock_doubts, clock_reasons, first_visible
 from edgejoule.measure.temperature import hottest_c
 from edgejoule.records import Series, floats
 
 SYSTEM = Path("/")
 PERIOD_S = 0.25
 SLOW = 4  # temperatures are read at every fourth look: they move slowly, and a zone may take its chip a millisecond to answer
+REASONS = "gpu_reasons"
 SM_CLOCK, GPU_SENSOR = 1, 0  # NVML_CLOCK_SM, NVML_TEMPERATURE_GPU
 
 Reading = Callable[[], float | None]
@@ -61,7 +62,7 @@ class Watch:
             self._thread.start()
 
     def stop(self) -> tuple[Series, ...]:
-        """One series for everything that was seen at least once, in the order clock, temperature, gpu_clock, gpu_temperature."""
+        """One series for all that was seen at least once: clock, temperature, gpu_clock, gpu_reasons, gpu_temperature, in this order."""
         self._halt.set()
         if self._thread is not None:
             self._thread.join()
@@ -116,8 +117,19 @@ def _readings(root: Path, gpu: bool) -> dict[str, tuple[str, Reading]]:
     if opened is not None:
         nvml, handle = opened
         found["gpu_clock"] = ("Hz", lambda: _asked(lambda: 1e6 * float(nvml.nvmlDeviceGetClockInfo(handle, SM_CLOCK))))
+        found[REASONS] = ("bits", lambda: _asked(lambda: clock_reasons(nvml, handle)))
         found["gpu_temperature"] = ("C", lambda: _asked(lambda: float(nvml.nvmlDeviceGetTemperature(handle, GPU_SENSOR))))
     return found
+
+
+def gpu_doubts(watched: Sequence[Series]) -> dict[str, str]:
+    """{caveat code: what was seen} of a GPU's clock at any look: throttled, or held by a power cap."""
+    bits = 0
+    for series in watched:
+        if series.name == REASONS:
+            for value in series.values:
+                bits |= int(value)
+    return clock_doubts(bits)
 
 
 def _fastest_hz(files: list[Path]) -> float | None:
@@ -133,7 +145,7 @@ def _khz(file: Path) -> int | None:
     return khz if 0 < khz < 10**8 else None
 
 
-def _asked(ask: Callable[[], float]) -> float | None:
+def _asked(ask: Callable[[], float | None]) -> float | None:
     try:
         return ask()
     except Exception:  # NVML's own class of errors; a figure that the board does not show is an absence
