@@ -12,6 +12,9 @@ from pathlib import Path
 
 import pytest
 
+# As the command line has it: threads that spin for long make torch many times slower where anything else runs on the same cores.
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+
 
 @pytest.fixture(scope="session")
 def postgres_url() -> Iterator[str]:

@@ -21,7 +21,7 @@ def live(name: str) -> Any:
     """A timm network whose random weights give logits of order 1 and whose every branch takes part."""
     import torch
 
-    from edgejoule.zoo.torchvision import ensure
+    from edgejoule.torchvision import ensure
 
     ensure()
     import timm

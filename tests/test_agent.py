@@ -84,6 +84,15 @@ def test_outputs_are_row_by_row_those_of_the_images(batch: int, tmp_path: Path) 
     assert np.asarray(found.logits).reshape(8, 3) == pytest.approx(np.concatenate(expected), abs=1e-5)
 
 
+def test_as_many_outputs_are_computed_as_were_asked_for(odd: Any) -> None:
+    counts = {most: run_job(odd("ok", batch=2, most=most)) for most in (1, 3, 5, 100)}
+    assert {most: found.shape[0] for most, found in counts.items() if isinstance(found, Outputs)} == {1: 1, 3: 3, 5: 5, 100: 5}
+    first, every = counts[3], counts[100]
+    assert isinstance(first, Outputs) and isinstance(every, Outputs) and list(first.logits) == list(every.logits)[:9]
+    with pytest.raises(AgentError, match="expected at least one"):
+        run_job(odd("ok", most=0))
+
+
 def test_a_last_batch_is_filled_by_repeating_and_cut_off_again(odd: Any) -> None:
     found = run_job(odd("ok", batch=3))
     assert isinstance(found, Outputs) and found.shape == (5, 3)

@@ -14,7 +14,7 @@ import pytest
 from edgejoule.study_file import parse_study
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", ROOT / "docs" / "guide.md", ROOT / "docs" / "metering.md"]
+PAGES = [ROOT / "README.md", ROOT / "docs" / "guide.md", ROOT / "docs" / "metering.md", ROOT / "docs" / "training.md"]
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -50,9 +50,10 @@ def test_python_blocks_run(tmp_path: Path) -> None:
             subprocess.run([sys.executable, "-c", block], cwd=tmp_path, check=True, capture_output=True)
 
 
-def test_the_study_in_the_guide_parses() -> None:
-    for block in blocks(ROOT / "docs" / "guide.md", "toml"):
-        parse_study(block, "guide.toml")
+def test_the_studies_on_the_pages_parse() -> None:
+    for page in PAGES:
+        for block in blocks(page, "toml"):
+            parse_study(block, page.name)
 
 
 def test_links_and_pictures_exist() -> None:

@@ -12,7 +12,7 @@ import pytest
 
 SOURCE = Path(__file__).parent.parent / "src" / "edgejoule"
 JOINTS = {"fleet/agent.py"}  # the worker's own joint: it loads, measures and answers
-STAGES = ("zoo", "screen", "optimize", "compile", "measure", "fleet", "rank", "report")
+STAGES = ("zoo", "screen", "train", "optimize", "compile", "measure", "fleet", "rank", "report")
 HEAVY = ("torch", "scipy", "sqlalchemy", "timm", "torchvision", "sklearn")
 SPINE_OF_BOARDS = ("records", "plain", "seams", "registry", "errors", "caveats", "manifest", "data", "fleet/agent")
 HOST_ONLY = {"measure/stats.py", "measure/summary.py", "measure/accuracy.py", "measure/compare.py", "measure/sustained.py"}
@@ -40,7 +40,7 @@ def leaves() -> set[str]:
 
     return {
         target.split(":")[0]
-        for stage in ("measure", "measure.traces", "compile", "fleet", "zoo", "optimize")
+        for stage in ("measure", "measure.traces", "compile", "fleet", "zoo", "optimize", "datasets")
         for target in importlib.import_module(f"edgejoule.{stage}").LEAVES.values()
     }
 

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import shutil
+import time
 import typing
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +19,9 @@ from edgejoule.compile.export import TorchExport
 from edgejoule.measure.meters import open_meter
 from edgejoule.measure.recording import open_recording
 from edgejoule.seams import PassContext, TraceHints
+from tests import ade20k_sample, coco_sample
 from tests.fakes.recordings import FILES, SAID
+from tests.labelled_samples import write_cifar10, write_huggingface, write_imagefolder, write_webdataset
 
 SHAPE = (1, 3, 160, 160)
 NEEDS_OPTIONS = {"replay": 'replay(path="{trace}")'}
@@ -70,6 +76,88 @@ def test_the_contract_of_trace_formats_can_fail(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(Csv, "recognises", lambda self, head: True)
     with pytest.raises(contracts.ContractError, match="claims to recognise"):
         contracts.check_trace_format("csv", FILES["csv"], SAID)
+
+
+def data_of(name: str, folder: Path) -> str:
+    """A spelling of a data leaf, with the files that it needs."""
+    if name == "digits":
+        return name
+    writers: dict[str, Callable[[Path], str]] = {
+        "cifar10": lambda path: write_cifar10(path, train=150),
+        "imagefolder": lambda path: write_imagefolder(path, each=30),
+        "huggingface": lambda path: write_huggingface(path, {"train": 90}),
+        "webdataset": lambda path: write_webdataset(path, each=45),
+        "ade20k": lambda path: str(ade20k_sample.write(path)),
+        "coco": coco_of,
+    }
+    return f"{name}(path={writers[name](folder / name)!r})"
+
+
+def coco_of(folder: Path) -> str:
+    """COCO's layout with the sample as both splits."""
+    images, file = coco_sample.write(folder)
+    shutil.copytree(images, folder / "train2017")
+    shutil.copy(file, file.with_name("instances_train2017.json"))
+    return str(folder)
+
+
+@pytest.mark.parametrize("name", registry.names("data"))
+def test_every_data_set(name: str, tmp_path: Path) -> None:
+    contracts.check_data(data_of(name, tmp_path))
+
+
+@pytest.mark.parametrize("name", ["cifar10", "imagefolder", "huggingface", "webdataset", "coco", "ade20k"])
+def test_every_data_set_that_is_not_there_says_so(name: str, tmp_path: Path) -> None:
+    spelling = f"{name}(path={str(tmp_path / 'nowhere')!r})"
+    assert registry.create("data", spelling).probe() is not None
+    contracts.check_data(spelling)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (
+            {"split": lambda self, name: Broken(self.whole("train" if name == "validation" else name))},
+            "validation shares images with another split",
+        ),
+        ({"split": lambda self, name: Broken(self.whole(name), mode="L")}, "no PIL image in RGB"),
+        ({"split": lambda self, name: Broken(self.whole(name), label=10)}, "has the label 10"),
+        ({"split": lambda self, name: Broken(self.whole(name), wraps=True)}, "no IndexError"),
+        ({"split": lambda self, name: Broken(self.whole(name), key=str(time.perf_counter_ns()))}, "made again"),
+        ({"origin": lambda self: str(time.perf_counter_ns())}, "another origin"),
+        ({"classes": ("0", "0")}, "different names"),
+        ({"probe": lambda self: "It rains."}, "raises nothing"),
+        ({"split": lambda self, name: self.whole("train" if name == "nonsense" else name)}, "a name that is none"),
+        ({"split": lambda self, name: Broken(self.whole(name), drifts=True)}, "is another image"),
+    ],
+)
+def test_a_data_set_that_breaks_a_promise_is_caught(spoil: dict[str, Any], said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from edgejoule.datasets.digits import Digits
+
+    monkeypatch.setattr(Digits, "whole", Digits.split, raising=False)
+    for attribute, value in spoil.items():
+        monkeypatch.setattr(Digits, attribute, value)
+    with pytest.raises(contracts.ContractError, match=said):
+        contracts.check_data("digits")
+
+
+class Broken:
+    """A split that keeps all promises but one."""
+
+    def __init__(self, whole: Any, **faults: Any) -> None:
+        self.whole, self.faults = whole, faults
+
+    def __len__(self) -> int:
+        return len(self.whole)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        image, label = self.whole[index % len(self.whole) if self.faults.get("wraps") else index]
+        if self.faults.get("drifts"):
+            image = image.point(lambda value: value ^ os.urandom(1)[0])
+        return image.convert(self.faults.get("mode", "RGB")), self.faults.get("label", label)
+
+    def key(self, index: int) -> str:
+        return self.faults.get("key", "") + self.whole.key(index)
 
 
 @pytest.mark.parametrize("name", registry.names("pass"))

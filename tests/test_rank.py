@@ -276,7 +276,7 @@ def test_a_distilled_model_stands_beside_its_plain_twin() -> None:
 
 def test_published_accuracy_and_random_weights_are_said() -> None:
     codes = {one.code for one in rank([entry("x", weights="random"), entry("y", accuracy="measured")]).caveats}
-    assert codes == {"accuracy_published", "weights_random"}
+    assert codes == {"accuracy_mixed", "accuracy_published", "weights_random"}
 
 
 # ---------------------------------------------------------------- from measurements

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from edgejoule.errors import RankError
 from edgejoule.rank.ranking import rank
 from edgejoule.rank.table import entries_from_csv
+from edgejoule.records import Interval
 
 DATA = Path(__file__).parent / "data"
 HEADER = "model,top1_pct,energy_mj\n"
@@ -40,6 +41,13 @@ def test_delimiters_marks_line_ends_and_extra_columns(tmp_path: Path, delimiter:
     first, second = entries_from_csv(table(tmp_path, mark + text.replace(",", delimiter)))
     assert first.model == "a b" and first.energy_mj.value == 100.0 and first.latency_ms is not None and first.latency_ms.low == 5.0
     assert second.latency_ms is None and second.accuracy == "table"
+
+
+def test_the_interval_of_an_accuracy_is_read_where_it_is_whole(tmp_path: Path) -> None:
+    text = "model,top1_pct,energy_mj,top1_pct_low,top1_pct_high,seeds\na,80,100,79,82,5\nb,80,100,79,,\nc,80,100,79,82,\n"
+    whole, half, plain = entries_from_csv(table(tmp_path, text))
+    assert whole.top1 == Interval(80.0, 79.0, 82.0, 5) and whole.seeds == 5
+    assert half.top1 is None and plain.top1 == Interval(80.0, 79.0, 82.0, 1) and plain.seeds is None
 
 
 def test_a_netscore_is_computed_where_it_can_be(tmp_path: Path) -> None:
@@ -75,6 +83,11 @@ def test_a_netscore_is_computed_where_it_can_be(tmp_path: Path) -> None:
         ("model,top1_pct,energy_mj,energy_mj_low\na,80,100,101\n", "column energy_mj_low"),
         ("model,top1_pct,energy_mj,energy_mj_high\na,80,100,99\n", "column energy_mj_high"),
         ("model,top1_pct,energy_mj,params_m\na,80,100,0\n", "column params_m"),
+        ("model,top1_pct,energy_mj,top1_pct_low\na,80,100,81\n", "column top1_pct_low"),
+        ("model,top1_pct,energy_mj,top1_pct_high\na,80,100,79\n", "column top1_pct_high"),
+        ("model,top1_pct,energy_mj,top1_pct_high\na,80,100,101\n", "column top1_pct_high"),
+        ("model,top1_pct,energy_mj,seeds\na,80,100,2.5\n", "column seeds"),
+        ("model,top1_pct,energy_mj,top1_pct_low,top1_pct_low\na,80,100,79,79\n", "twice"),
         (HEADER + '"a,80,100\n', "expected a CSV table"),
         (b"\xff\xfem\x00o\x00", "not UTF-8"),
     ],

@@ -13,13 +13,16 @@ from typing import Any
 
 import pytest
 
+from edgejoule.accuracies import spread
 from edgejoule.caveats import caveat
 from edgejoule.errors import OutputError
 from edgejoule.rank.groups import entries_from_measurements
 from edgejoule.rank.ranking import rank_groups
+from edgejoule.records import Accuracy, Epoch, Training
 from edgejoule.report import evidence
 from edgejoule.report.html import embed, render, write_html
 from edgejoule.report.report import Report
+from edgejoule.report.training import curve
 from tests.report_sample import PLAIN, measurement, sample_environment, sample_failures, sample_measurements, sample_screened
 from tests.samples import artifact
 
@@ -154,6 +157,30 @@ def test_several_rankings_stand_apart() -> None:
     assert "Ranking 1: imagenet-1k on thinkpad" in text and "Ranking 2: imagenet-1k on pi" in text
 
 
+def trained(name: str = "tiny_vit_11m", seed: int = 0, recipe: str = "digits") -> Training:
+    spec = replace(artifact().variant.spec, name=name)
+    score = Accuracy("digits", "test", 0.9 + 0.01 * seed, "measured", "float32", 400, 0.88, 0.93)
+    ids = (f"fresh(seed={seed})", "digits", "o", recipe, "", seed, "w", "w.safetensors", 10, 5.0, 1, "no", {})
+    return Training(f"{name} {recipe} {seed}", spec, "random", *ids, score, score)
+
+
+def test_training_runs_show_their_course_and_their_spread() -> None:
+    runs = [trained(seed=0), trained(seed=1), trained(EVIL, 0, EVIL)]
+    first, last = (Epoch(n, 10 * n, loss, 1e-3, 1.0, 9, {"top1": top1}) for n, loss, top1 in ((1, 2.0, 0.1), (3, 1.0, 0.5)))
+    lesson = (first, Epoch(2, 20, float("nan"), 1e-3, 1.0, 9), last)
+    epochs = {runs[0].key: lesson, runs[1].key: lesson[:1]}
+    made = report(trainings=tuple(runs), epochs=epochs, spreads=spread(runs))
+    page = own_part(render(made))
+    assert "<script>alert" not in page and page.count("<svg") == 2 and "http" not in page.replace("http-equiv", "")
+    assert 'aria-label="3 epochs, validation from 10.0 to 50.0 %, loss from 2.00 to 1.00"' in page
+    score = re.search(r'<polyline class="score" points="([^"]*)"', page)
+    assert score is not None and score[1] == "3.0,44.4 165.0,26.0"  # from a tenth to half of the height, edge to edge
+    assert '<circle class="score"' in page and curve(()) == "" and "nan," not in page and ",nan" not in page
+    assert "How much seeds and recipes matter" in page and "0.71" in page  # 0.01 / sqrt 2, in points
+    long = curve([replace(first, number=n) for n in range(1, 1001)])
+    assert 100 <= long.count(",") / 2 <= 130
+
+
 def test_it_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     path = write_html(tmp_path / "deep" / "report.html", report())
     before = path.read_bytes()
@@ -233,6 +260,22 @@ def test_the_page_sorts_draws_and_asks_nothing_of_a_network(chromium: Any, tmp_p
     assert "grade C, scope package" in hovered(page)
     page.screenshot(path=str(tmp_path / "report.png"), full_page=True)
     assert (tmp_path / "report.png").stat().st_size > 50_000
+    page.close()
+
+
+@pytest.mark.browser
+def test_the_intervals_of_accuracies_are_drawn_where_there_are_some(chromium: Any, tmp_path: Path) -> None:
+    known = Accuracy("imagenet-1k", "test", 0.81, "measured", "here", 400, 0.78, 0.84, 5, 0.01)
+    found = [replace(m, accuracy=known) if m.model == "tiny_vit_11m" and m.backend == "openvino" else m for m in sample_measurements()]
+    made = report(rankings=rank_groups(entries_from_measurements(found)))
+    page, complaints, _ = opened(chromium, write_html(tmp_path / "report.html", made), viewport={"width": 1280, "height": 900})
+    bars = page.locator("#plot-0-energy .yerror").evaluate_all("all => all.map((one) => one.getBBox().height)")
+    assert len([height for height in bars if height > 5]) == 1 and complaints == []
+    cell = page.locator("table.sortable").first.locator("tr", has_text="measured, 5 seeds").locator("td").nth(2).inner_text()
+    assert cell.split("\n") == ["81.0 %", "[78.0, 84.0]", "measured, 5 seeds"]
+    page.close()
+    page, _, _ = opened(chromium, write_html(tmp_path / "plain.html", report()))
+    assert page.locator("#plot-0-energy .yerror").count() == 0
     page.close()
 
 

@@ -57,6 +57,11 @@ def test_units_follow_the_size() -> None:
     assert f.scaled(0.4, f.ENERGIES) == "400 mJ" and f.scaled(0.25, f.POWERS) == "250 mW"
     assert (f.saved(62.3), f.saved(-8.0), f.saved(0.2), f.saved(None)) == ("62 % less", "8 % more", "same", "–")
     assert f.saving(-0.3) == "0 %" and f.top1(79.86, "published") == "79.86 % published" and f.top1(80.0, "table") == "80.00 %"
+    assert f.top1(97.8, "measured", Interval(97.8, 97.1, 98.3, 5), 5) == "97.8 % [97.1, 98.3] measured, 5 seeds"
+    assert f.top1(90.0, "measured", Interval(90.0, 80.0, 95.0, 40)) == "90.0 % [80.0, 95.0] measured" and f.top1(None, "measured") == "–"
+    assert f.points(Interval(-0.0031, -0.006, 0.001, 9)) == "-0.3 points [-0.6, 0.1]"
+    assert f.points(Interval(0.5, None, None, 1)) == "+50.0 points" and f.points(None) == f.percent(None) == "–"
+    assert (f.duration(48.04), f.duration(750.0), f.duration(11520.0), f.duration(119.0)) == ("48.0 s", "12.5 min", "3.20 h", "119 s")
 
 
 @given(st.floats(allow_nan=True, allow_infinity=True), st.floats(0, 1e12), st.floats(0, 1e12))

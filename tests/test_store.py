@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import sqlalchemy
 
-from edgejoule import store as store_module
+from edgejoule import schema
 from edgejoule.errors import OutputError, StoreError
-from edgejoule.records import Failure, Screened
+from edgejoule.records import Epoch, Failure, Screened
 from edgejoule.store import Store
 from tests.samples import artifact, trial
 
@@ -58,27 +58,43 @@ def test_sqlite_uses_wal(tmp_path: Path) -> None:
 def test_an_old_schema_is_migrated_and_a_newer_one_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "r.sqlite"
     Store.open(path).close()
-    monkeypatch.setattr(store_module, "SCHEMA_VERSION", 2)
+    monkeypatch.setattr(schema, "SCHEMA_VERSION", 3)
     with pytest.raises(StoreError, match="no way from it"):
         Store.open(path)
-    monkeypatch.setitem(store_module.MIGRATIONS, 1, lambda c: c.exec_driver_sql("ALTER TABLE runs ADD COLUMN note TEXT") and None)
+    monkeypatch.setitem(schema.MIGRATIONS, 2, lambda c: c.exec_driver_sql("ALTER TABLE runs ADD COLUMN note TEXT") and None)
     Store.open(path).close()
     columns = [row[1] for row in sqlite3.connect(path).execute("PRAGMA table_info(runs)")]
     assert "note" in columns
-    monkeypatch.setattr(store_module, "SCHEMA_VERSION", 1)
+    monkeypatch.setattr(schema, "SCHEMA_VERSION", 1)
     with pytest.raises(StoreError, match="upgrade edgejoule"):
         Store.open(path)
+
+
+def test_a_file_from_before_training_is_brought_up_to_date(tmp_path: Path) -> None:
+    path = tmp_path / "r.sqlite"
+    Store.open(path).close()
+    database = sqlite3.connect(path)
+    for table in ("trainings", "epochs", "evaluations"):
+        database.execute(f"DROP TABLE {table}")
+    database.execute("UPDATE meta SET value = '1' WHERE key = 'schema_version'")
+    database.commit()
+    database.close()
+    with Store.open(path) as store:
+        store.add_epoch("key", Epoch(1, 10, 0.5, 1e-3, 2.0, 640))
+        store.add_epoch("key", Epoch(1, 10, 9.9, 1e-3, 2.0, 640))
+        assert [epoch.loss for epoch in store.epochs("key")] == [0.5]
+        assert store.trainings() == {} and store.evaluations() == ()
 
 
 def test_a_failed_migration_leaves_the_file_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "r.sqlite"
     Store.open(path).close()
-    monkeypatch.setattr(store_module, "SCHEMA_VERSION", 2)
-    monkeypatch.setitem(store_module.MIGRATIONS, 1, _half_a_migration)
+    monkeypatch.setattr(schema, "SCHEMA_VERSION", 3)
+    monkeypatch.setitem(schema.MIGRATIONS, 2, _half_a_migration)
     with pytest.raises(StoreError):
         Store.open(path)
     database = sqlite3.connect(path)
-    assert database.execute("SELECT value FROM meta").fetchone() == ("1",)
+    assert database.execute("SELECT value FROM meta").fetchone() == ("2",)
     assert "note" not in [row[1] for row in database.execute("PRAGMA table_info(runs)")]
 
 

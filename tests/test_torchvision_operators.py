@@ -9,8 +9,8 @@ import sys
 import pytest
 import torch
 
-from edgejoule.zoo import torchvision as shim
-from edgejoule.zoo import torchvision_operators as operators
+from edgejoule import torchvision as shim
+from edgejoule import torchvision_operators as operators
 
 shim.ensure()
 from torchvision import ops  # noqa: E402
@@ -195,7 +195,7 @@ other = torch.library.Library("torchvision", "FRAGMENT")
 for name in ("nms", "qnms"):
     if not hasattr(torch.ops.torchvision, name):
         other.define(name + "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-from edgejoule.zoo import torchvision as shim
+from edgejoule import torchvision as shim
 shim.ensure(); shim.ensure()
 import torchvision
 assert torchvision.ops.nms(torch.tensor([[0., 0, 2, 2], [0, 0, 2, 2.1]]), torch.tensor([.1, .2]), .5).tolist() == [1]

@@ -238,7 +238,7 @@ def test_meta_networks_take_no_memory_and_leaves_refuse_nonsense() -> None:
 
 
 def test_a_cpu_torch_can_import_torchvision() -> None:
-    script = "from edgejoule.zoo import torchvision as t; assert t.ensure() in ('native', 'shim'); import torchvision.transforms"
+    script = "from edgejoule import torchvision as t; assert t.ensure() in ('native', 'shim'); import torchvision.transforms"
     subprocess.run([sys.executable, "-c", script], check=True)
 
 

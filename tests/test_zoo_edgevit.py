@@ -13,11 +13,11 @@ import pytest
 import torch
 from torch import nn
 
-from edgejoule import contracts, data, records, zoo
+from edgejoule import contracts, data, records, torchvision, zoo
 from edgejoule.compile.export import TorchExport
 from edgejoule.errors import ModelError
 from edgejoule.screen.cost import count
-from edgejoule.zoo import edgevit_complexity, live, torchvision
+from edgejoule.zoo import edgevit_complexity, live
 from edgejoule.zoo.edgevit import ConditionalPosition, EdgeViT, Parts
 from edgejoule.zoo.edgevit_ablations import ABLATIONS
 from edgejoule.zoo.edgevit_released import load_released_weights, our_name, released_name

@@ -19,13 +19,43 @@ TABLE: dict[str, tuple[Severity, str, str]] = {
     ),
     "weights_random": (
         "note",
-        "Latency and energy stand, because they do not depend on the values; accuracy is the published figure, not this file's.",
+        "Latency and energy stand, because they do not depend on the values; a published accuracy is not this file's.",
         "Let the model hub be reached once, or fill its cache, and run again.",
     ),
     "accuracy_published": (
         "note",
         "The accuracy was measured by others on other software; this artifact's own was not.",
         "Evaluate the artifact on your own labelled images before you ship it.",
+    ),
+    "accuracy_mixed": (
+        "warn",
+        "Some accuracies were measured here and others were published, by other software on other splits: they differ by more than chance.",
+        "Evaluate every artifact on the same labelled images (edgejoule evaluate) before you trust the order of close ones.",
+    ),
+    "accuracy_of_training": (
+        "note",
+        "The accuracy is the trained float32 network's own; what compiling lost is not in it.",
+        "edgejoule evaluate measures the compiled file itself.",
+    ),
+    "classes_assumed": (
+        "note",
+        "The artifact was made for a data set of another name, so that its classes stand in the same order is assumed.",
+        "Compare the class names; ImageNet folders have the sorted WordNet ids (n01440764, ...), which is the order of published networks.",
+    ),
+    "logits_not_finite": (
+        "warn",
+        "Some logits were not finite; those images count as wrong, and are left out of the loss and of the calibration error.",
+        "Compile with precision fp32, and look at the images that are named by their place.",
+    ),
+    "images_skipped": (
+        "warn",
+        "Some images could not be read and were left out, so the accuracy is that of the rest.",
+        "Mend or remove the files.",
+    ),
+    "part_of_split": (
+        "note",
+        "Only some images of the split were used, so the interval is wide and the figure not the split's own.",
+        "Leave --limit out.",
     ),
     "estimate": (
         "warn",

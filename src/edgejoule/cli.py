@@ -7,6 +7,7 @@ the user can mend (one sentence), 1 on a bug (its traceback). The verbs import w
 from __future__ import annotations
 
 import errno
+import os
 import sys
 from typing import Annotated, NoReturn
 
@@ -14,7 +15,7 @@ import typer
 
 from edgejoule import __version__
 from edgejoule.errors import EdgejouleError
-from edgejoule.verbs import looking, pipeline, results, tracing
+from edgejoule.verbs import evaluating, looking, pipeline, results, tracing, training
 from edgejoule.verbs.options import print_text
 
 app = typer.Typer(
@@ -29,8 +30,10 @@ store_app = typer.Typer(help="Look into a results file.", no_args_is_help=True)
 
 app.command()(pipeline.run)
 app.command()(pipeline.screen)
+app.command()(training.train)
 app.command("compile")(pipeline.compile_)
 app.command()(pipeline.measure)
+app.command()(evaluating.evaluate)
 app.command()(tracing.trace)
 app.command()(results.rank)
 app.command()(results.compare)
@@ -46,11 +49,14 @@ store_app.command("info")(results.store_info)
 
 # what the extras bring and a board does without, by the names that are imported
 MEASURE = ("PIL", "scipy", "sklearn", "sqlalchemy")
-HOST = (*MEASURE, "huggingface_hub", "onnx", "onnxscript", "plotly", "safetensors", "timm", "torch", "torchvision")
+HOST = (*MEASURE, "accelerate", "huggingface_hub", "onnx", "onnxscript", "plotly", "safetensors", "timm", "torch", "torchvision")
 
 
 def main() -> None:
     """The entry point: maps our errors, and packages that an extra would bring, to one sentence and exit code 2."""
+    # Threads that wait spin for a moment and then sleep: libgomp's own patience makes training many times slower where anything else
+    # runs, and none at all twice as slow where nothing does (tiny networks). torch reads this once; workers that measure set their own.
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     try:
         app()
     except EdgejouleError as error:

@@ -13,6 +13,7 @@ import contextlib
 import dataclasses
 import itertools
 import math
+import pickle
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,9 +21,23 @@ from typing import Any
 
 from edgejoule import manifest, registry
 from edgejoule.caveats import Doubts
-from edgejoule.errors import ArtifactError, BackendError, EdgejouleError, TransportError
+from edgejoule.errors import ArtifactError, BackendError, BadImageError, DataError, EdgejouleError, TransportError
 from edgejoule.records import Artifact, ModelSpec, Preprocessing, SessionInfo, Trace, Variant
-from edgejoule.seams import Backend, CompileContext, Export, Meter, Pass, PassContext, Sensor, Streamer, TraceFormat, TraceHints, Transport
+from edgejoule.seams import (
+    Backend,
+    CompileContext,
+    Export,
+    LabelledData,
+    LabelledImages,
+    Meter,
+    Pass,
+    PassContext,
+    Sensor,
+    Streamer,
+    TraceFormat,
+    TraceHints,
+    Transport,
+)
 
 GRADES = ("A", "B", "C", "D")
 FARTHEST = {"fp32": 1e-3, "fp16": 0.1, "bf16": 0.1, "int8": 0.5}  # relative error of logits that rounding explains in a sane network
@@ -216,6 +231,67 @@ def check_transport(spelling: str, workdir: Path) -> None:
     began = time.monotonic()
     _refuses("a hanging command", lambda: list(transport.run(["sleep", "60"], "", 0.5)), TransportError)
     _require(time.monotonic() - began < 20, "the time limit was not kept")
+
+
+def check_data(spelling: str, most: int = 32) -> None:
+    """A labelled set: its facts twice over, and for classification its splits: disjoint, the same again, and ``most`` images of each.
+
+    For detection and segmentation the samples are the task's own; here only the set's facts are judged.
+    """
+    leaf: LabelledData = _leaf("data", spelling)
+    lacking = {"kind", "dataset", "classes", "probe", "origin", "split"} - set(dir(leaf))  # isinstance would read classes
+    _require(not lacking, f"it lacks a part of LabelledData: {', '.join(sorted(lacking))}")
+    _require(leaf.kind in ("classification", "detection", "segmentation"), f"kind is {leaf.kind!r}")
+    _require(isinstance(leaf.dataset, str) and bool(leaf.dataset.strip()), f"dataset is {leaf.dataset!r}: expected its name in tables")
+    if _probe(leaf) is not None:
+        _refuses("split of what probe() says is not there", lambda: leaf.split("train"), DataError)
+        return
+    names, again = leaf.classes, registry.create("data", spelling)
+    sound = isinstance(names, tuple) and all(isinstance(name, str) and name for name in names)
+    _require(sound and len(set(names)) == len(names) > 0, "classes is no tuple of different names")
+    _require(isinstance(leaf.origin(), str) and bool(leaf.origin()), "origin() is no text")
+    for other, when in ((again, "made again"), (pickle.loads(pickle.dumps(leaf)), "pickled")):
+        _require((other.classes, other.origin()) == (names, leaf.origin()), f"{when}, it has other classes or another origin")
+    _refuses("split of a name that is none", lambda: leaf.split("nonsense"), DataError)  # type: ignore[arg-type]
+    if leaf.kind != "classification":
+        return
+    seen: set[str] = set()
+    for part in ("train", "validation", "test"):
+        images, twin = leaf.split(part), again.split(part)
+        _require(part != "train" or len(images) > 0, "the split train is empty")
+        keys = [images.key(index) for index in range(len(images))]
+        _require(keys == [twin.key(index) for index in range(len(twin))], f"made again, its split {part} has other images")
+        _require(len(set(keys)) == len(keys), f"two images of {part} have one key")
+        _require(not seen & set(keys), f"{part} shares images with another split, such as {min(seen & set(keys), default='')}")
+        seen |= set(keys)
+        _check_images(images, part, len(names), most)
+
+
+def _check_images(images: LabelledImages, part: str, classes: int, most: int) -> None:
+    from PIL import Image
+
+    copy, read = pickle.loads(pickle.dumps(images)), 0
+    for index in sorted({n * (len(images) - 1) // max(most - 1, 1) for n in range(most)} if len(images) else ()):
+        try:
+            image, label = images[index]
+            twin, other = copy[index]
+        except BadImageError:  # a user's set may have one
+            continue
+        _require(isinstance(image, Image.Image) and image.mode == "RGB", f"{part}[{index}] is no PIL image in RGB")
+        _require(
+            type(label) is int and 0 <= label < classes,
+            f"{part}[{index}] has the label {label!r}: expected a whole number in 0..{classes - 1}",
+        )
+        same = label == other and image.size == twin.size and image.tobytes() == twin.tobytes()
+        _require(same, f"pickled, {part}[{index}] is another image")
+        read += 1
+    _require(read > 0 or len(images) == 0, f"none of the images of {part} that were tried can be read")
+    for index in (-1, len(images), len(images) + 10**9):
+        try:
+            images[index]
+        except IndexError:
+            continue
+        raise ContractError(f"{part}[{index}] of {len(images)} images is no IndexError")
 
 
 def _leaf(kind: str, spelling: str) -> Any:

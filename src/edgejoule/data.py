@@ -208,8 +208,8 @@ def write_crops(images: str, preprocessing: Preprocessing, folder: Path) -> tupl
     content = buffer.getvalue()
     sha256 = hashlib.sha256(content).hexdigest()
     path = folder / f"{sha256}.npy"
-    _write(path, content)
-    _write(note, sha256.encode("ascii"))
+    write_whole(path, content)
+    write_whole(note, sha256.encode("ascii"))
     return path, sha256
 
 
@@ -232,8 +232,8 @@ def _origin_key(images: str, preprocessing: Preprocessing) -> str:
     return digest([LAYOUT, registry.canonical(images), source(images).origin(), preprocessing, PIL.__version__])
 
 
-def _write(path: Path, content: bytes) -> None:
-    """All or nothing: readers never see half a file."""
+def write_whole(path: Path, content: bytes) -> None:
+    """All or nothing: readers never see half a file. Raises OutputError."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".part-")

@@ -6,6 +6,8 @@
     ├── StudyError           a study file: names the file, the line and the key
     ├── ModelError           a network that cannot be built, loaded or exported
     ├── DataError            images that are missing or cannot be read
+    │   └── BadImageError      one image that cannot be decoded: training may skip it and count it
+    ├── TrainingError        a training run that cannot begin, resume or go on
     ├── ArtifactError        a compiled file that is missing, damaged or not ours
     ├── BackendError         a runtime that is missing or refuses a model
     ├── MeterError           a sensor that is missing, may not be read, or lies
@@ -52,6 +54,14 @@ class ModelError(EdgejouleError):
 
 class DataError(EdgejouleError):
     """Images that are missing or cannot be read."""
+
+
+class BadImageError(DataError):
+    """One image that cannot be decoded, or whose label is none."""
+
+
+class TrainingError(EdgejouleError):
+    """A training run that cannot begin, resume or go on: a loss that is no number, a checkpoint of another run."""
 
 
 class ArtifactError(EdgejouleError):

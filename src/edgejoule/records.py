@@ -127,7 +127,81 @@ class Accuracy:
     n: int | None = None
     low: float | None = None
     high: float | None = None
-    seeds: int | None = None
+    seeds: int | None = None  # trainings that differ in nothing but their seed; value is their mean then
+    std: float | None = None  # sample standard deviation over the seeds
+
+
+# ---------------------------------------------------------------- training and evaluation
+
+
+@dataclass(frozen=True, slots=True)
+class Epoch:
+    """One epoch of a training run, as it ended."""
+
+    number: int  # from 1
+    step: int  # optimiser steps since the beginning
+    loss: float  # mean over the epoch's steps, of all processes
+    lr: float  # of the epoch's last step, before any layer's own factor
+    seconds: float
+    images: int  # seen in this epoch, by all processes
+    scores: Mapping[str, float] = field(default_factory=dict)  # on the validation split: "top1" and "loss", "map" or "miou"
+    bad_images: int = 0  # distinct ones, since the beginning
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """One finished training run: what went in, what came out. ``key`` is a hash of all that determines the weights."""
+
+    key: str
+    spec: ModelSpec  # as trained: its classes, data set and preprocessing
+    initial: str  # "random", "pretrained" or "file"
+    initial_id: str  # what determines the weights that it began with
+    data: str  # canonical spelling
+    origin: str  # of the data: equal exactly when images, labels and splits are
+    recipe: str  # canonical spelling
+    distill: str  # canonical spelling, "" for none
+    seed: int
+    weights_id: str  # sha256 of the safetensors file that it ended with
+    weights: str  # that file, relative to the folder of the results
+    steps: int
+    seconds: float  # spent training, over all sittings
+    processes: int
+    mixed_precision: str
+    versions: Mapping[str, str]
+    validation: Accuracy | None  # chosen by, where something is chosen
+    accuracy: Accuracy | None  # on the test split, which nothing is chosen by
+    bad_images: int = 0
+    head: str = ""  # of dense tasks: retinanet, mask_rcnn, semantic_fpn
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """What a classifier got right on ``n`` labelled images. Fractions; intervals are Wilson's, at 95 %."""
+
+    n: int
+    top1: Interval
+    top5: Interval | None  # None where there are five classes or fewer
+    loss: float  # mean negative log-likelihood, nats
+    calibration_error: float  # expected calibration error over 15 bins of equal width (Guo et al. 2017, arXiv 1706.04599)
+    per_class: Mapping[str, Interval]  # how often the images of a class were recognised; only classes that have images
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """The scores of an artifact, as its own runtime computes it, on a labelled split."""
+
+    artifact_sha256: str
+    dataset: str
+    split: str
+    data: str  # canonical spelling
+    origin: str
+    scores: Scores
+    agreement: Interval | None  # how often its first answer is the float32 network's; None where that was not asked for
+    reference_top1: float | None  # the float32 network's own, on the same images
+    bad_images: int = 0
+    evaluated_at: float = 0.0  # unix time
+    drop: Interval | None = None  # the float32 network's top-1 less the artifact's, paired image by image
+    caveats: tuple[Caveat, ...] = ()
 
 
 # ---------------------------------------------------------------- variants and artifacts
@@ -331,6 +405,7 @@ class Job:
     meter: str = ""
     repeat: int = 0
     seed: int = 0
+    most: int = 8  # outputs: of the first so many images
 
 
 @dataclass(frozen=True, slots=True)
@@ -475,6 +550,8 @@ class RankRow:
     weights: str = ""
     note: str = ""
     artifact_sha256: str = ""
+    top1: Interval | None = None  # percent, where the accuracy has an interval
+    seeds: int | None = None  # trainings that top1_pct is the mean of
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,8 @@
 
 Parsed with ``ast``; values are literals, nothing is ever evaluated. ``create`` imports the one leaf that was named and
 builds it. Each package lists its leaves in ``LEAVES``; third parties add theirs by entry points (``edgejoule.meter``,
-``edgejoule.backend``, ``edgejoule.pass``, ``edgejoule.transport``, ``edgejoule.model``, ``edgejoule.trace``). Knows no leaf itself.
+``edgejoule.backend``, ``edgejoule.pass``, ``edgejoule.transport``, ``edgejoule.model``, ``edgejoule.trace``,
+``edgejoule.data``). Knows no leaf itself.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ PACKAGES = {
     "model": "edgejoule.zoo",
     "pass": "edgejoule.optimize",
     "trace": "edgejoule.measure.traces",
+    "data": "edgejoule.datasets",
 }
 LONGEST = 4096  # characters of one spelling; ast recurses, and no honest spelling is longer
 
@@ -81,7 +83,11 @@ def create(kind: str, text: str) -> Any:
     table = _table(kind)
     if call.name not in table:
         raise UnknownNameError(kind, call.name, table, f"known: {', '.join(table)}")
-    target = _load(kind, call.name, table[call.name])
+    return construct(kind, call, _load(kind, call.name, table[call.name]))
+
+
+def construct(kind: str, call: Call, target: Any) -> Any:
+    """What a call makes of a class that is already at hand. Raises SpecError for options that it does not take."""
     _check_options(kind, call, target)
     try:
         return target(**call.options)

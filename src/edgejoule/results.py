@@ -6,15 +6,16 @@ Measures nothing, compiles nothing, and changes nothing in the store.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgejoule import __version__
+from edgejoule.accuracies import Spread, accuracy_of, doubts_of, spread
 from edgejoule.catalog import find_model
 from edgejoule.caveats import caveat
 from edgejoule.errors import EdgejouleError, MeterError, RankError
-from edgejoule.records import Accuracy, Artifact, Failure, Measurement, ModelSpec, Ranking, Screened, Trial
+from edgejoule.records import Artifact, Epoch, Evaluation, Failure, Measurement, Ranking, Screened, Training, Trial
 from edgejoule.study_file import BESIDE, RankPlan, parse_study
 
 if TYPE_CHECKING:  # the store brings SQLAlchemy, which ranking a table does without
@@ -36,13 +37,20 @@ class Outcome:
     rankings: tuple[Ranking, ...]
     failures: tuple[Failure, ...]
     beside: tuple[Beside, ...] = ()  # where the study asks for a printed table's latencies
+    trainings: tuple[Training, ...] = ()
+    epochs: Mapping[str, tuple[Epoch, ...]] = field(default_factory=dict)  # by the training's key
+    spreads: tuple[Spread, ...] = ()
+    evaluations: tuple[Evaluation, ...] = ()
 
 
 def measurements(store: Store) -> tuple[Measurement, ...]:
-    """Every measurement that the stored trials hold; of one variant measured twice in the same way, the newest."""
+    """Every measurement that the stored trials hold; of one variant measured twice in the same way, the newest.
+
+    Its accuracy is what ``accuracies`` makes of the stored trainings and evaluations, else the published one.
+    """
     from edgejoule.measure.summary import summarise
 
-    artifacts = store.artifacts()
+    artifacts, trainings, evaluations = store.artifacts(), tuple(store.trainings().values()), store.evaluations()
     groups: dict[tuple[Any, ...], list[Trial]] = {}
     for trial in store.trials():
         same = (trial.artifact_sha256, trial.workload, trial.protocol, trial.meter, trial.environment.fingerprint)
@@ -50,7 +58,8 @@ def measurements(store: Store) -> tuple[Measurement, ...]:
     newest: dict[tuple[Any, ...], Measurement] = {}
     for trials in sorted(groups.values(), key=lambda group: max(trial.started_at for trial in group)):
         artifact = artifacts[trials[0].artifact_sha256]
-        found = summarise(trials, artifact, published_accuracy(artifact.variant.spec))
+        found = summarise(trials, artifact, accuracy_of(artifact, trainings, evaluations))
+        found = replace(found, caveats=(*found.caveats, *doubts_of(artifact, trainings, evaluations)))
         alike = (found.variant, found.backend, replace(found.workload, images_sha256=""), found.protocol, found.meter, found.fingerprint)
         newest[alike] = found
     return tuple(newest.values())
@@ -89,14 +98,6 @@ def _only_artifact(artifacts: Mapping[str, Artifact], name: str) -> str:
             break
     there = ", ".join(repr(artifact.label) for artifact in artifacts.values())
     raise RankError(f"{name!r} names {'several' if found else 'none'} of the artifacts here: name one of {there}")
-
-
-def published_accuracy(spec: ModelSpec) -> Accuracy | None:
-    """The catalog's top-1, labelled as published; None where nobody published one."""
-    published = spec.published
-    if published is None or published.top1_pct is None:
-        return None
-    return Accuracy(spec.dataset, "validation", published.top1_pct / 100, "published", published.source)
 
 
 def rankings(store: Store, found: tuple[Measurement, ...], plan: RankPlan) -> tuple[Ranking, ...]:
@@ -192,7 +193,20 @@ def outcome_of(store: Store, plan: RankPlan, report: Path | None, command: str) 
 
     found = measurements(store)
     failures = (*store.failures(), *unranked(found))
-    outcome = Outcome(Path(store.where), report, store.screened(), found, rankings(store, found, plan), failures, besides(found, plan))
+    trainings = store.trainings()
+    outcome = Outcome(
+        store=Path(store.where),
+        report=report,
+        screened=store.screened(),
+        measurements=found,
+        rankings=rankings(store, found, plan),
+        failures=failures,
+        beside=besides(found, plan),
+        trainings=tuple(trainings.values()),
+        epochs={key: store.epochs(key) for key in trainings},
+        spreads=spread(trainings.values()),
+        evaluations=store.evaluations(),
+    )
     if report is not None:
         _write_page(store, outcome, report, command)
     return outcome
@@ -202,7 +216,7 @@ def _write_page(store: Store, outcome: Outcome, page: Path, command: str) -> Non
     from edgejoule.report.html import write_html
     from edgejoule.report.report import Report
 
-    runs = store.runs()
+    runs, artifacts = store.runs(), store.artifacts()
     study = next((run for run in reversed(runs) if run.text), runs[-1] if runs else None)
     environments = {trial.environment.fingerprint: replace(trial.environment, runtime="") for trial in store.trials()}
     measured = {m.artifact_sha256 for m in outcome.measurements}
@@ -210,10 +224,14 @@ def _write_page(store: Store, outcome: Outcome, page: Path, command: str) -> Non
         title=study.study if study else outcome.store.stem,
         rankings=outcome.rankings,
         measurements=outcome.measurements,
-        artifacts=tuple(artifact for sha256, artifact in store.artifacts().items() if sha256 in measured),
+        artifacts=tuple(artifact for sha256, artifact in artifacts.items() if sha256 in measured),
         screened=outcome.screened,
         failures=outcome.failures,
         beside=outcome.beside,
+        trainings=outcome.trainings,
+        epochs=outcome.epochs,
+        spreads=outcome.spreads,
+        evaluations=tuple((artifacts[one.artifact_sha256].label, one) for one in outcome.evaluations),
         environments=tuple(environments.values()),
         study_text=study.text if study else "",
         command=study.command if study else command,

@@ -112,6 +112,32 @@ class Meter(Protocol):
     def stop(self) -> tuple[Trace, ...]: ...
 
 
+class LabelledImages(Protocol):
+    """One split of a labelled set, by position. The same position gives the same image in every process and at any time."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int) -> tuple[Any, int]: ...  # PIL image, RGB, upright; class. Raises BadImageError naming the file
+    def key(self, index: int) -> str: ...  # names the image in messages and caches: a path, an index in the original file
+
+
+@runtime_checkable
+class LabelledData(Protocol):
+    """Labelled images. Reading nothing but what is asked for; ``probe`` says what is missing.
+
+    ``kind`` detection and segmentation sets give torch datasets of their own from ``split`` (see ``datasets``), not LabelledImages.
+    """
+
+    @property
+    def kind(self) -> Literal["classification", "detection", "segmentation"]: ...
+    @property
+    def dataset(self) -> str: ...  # its name in tables: "digits", "cifar-10", the folder's own
+    @property
+    def classes(self) -> tuple[str, ...]: ...  # names by label; raises DataError
+    def probe(self) -> str | None: ...
+    def origin(self) -> str: ...  # equal exactly when images, labels and splits are; raises DataError
+    def split(self, name: Literal["train", "validation", "test"]) -> LabelledImages: ...  # raises DataError; disjoint, stable
+
+
 class Session(Protocol):
     """A loaded artifact. ``infer`` blocks until the host has the arrays."""
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,72 +20,14 @@ from urllib.parse import quote
 import sqlalchemy as sql
 from sqlalchemy.exc import IntegrityError, OperationalError, SQLAlchemyError
 
+from edgejoule import schema
 from edgejoule.errors import OutputError, StoreError
 from edgejoule.plain import decode, encode, pack_floats, unpack_floats
-from edgejoule.records import Artifact, Failure, Floats, Screened, Trial
+from edgejoule.records import Artifact, Epoch, Evaluation, Failure, Floats, Screened, Training, Trial
 
-SCHEMA_VERSION = 1
 NAME = "results.sqlite"
-_tables = sql.MetaData()
-_meta = sql.Table("meta", _tables, sql.Column("key", sql.String, primary_key=True), sql.Column("value", sql.String, nullable=False))
-_runs = sql.Table(
-    "runs",
-    _tables,
-    sql.Column("id", sql.Integer, primary_key=True),
-    sql.Column("created_at", sql.Float, nullable=False),
-    sql.Column("study", sql.String, nullable=False),
-    sql.Column("text", sql.Text, nullable=False),
-    sql.Column("command", sql.Text, nullable=False),
-    sql.Column("version", sql.String, nullable=False),
-)
-_screened = sql.Table(
-    "screened",
-    _tables,
-    sql.Column("id", sql.Integer, primary_key=True),
-    sql.Column("run", sql.Integer, sql.ForeignKey("runs.id"), nullable=False),
-    sql.Column("name", sql.String, nullable=False),
-    sql.Column("record", sql.Text, nullable=False),
-)
-_artifacts = sql.Table(
-    "artifacts",
-    _tables,
-    sql.Column("sha256", sql.String, primary_key=True),
-    sql.Column("created_at", sql.Float, nullable=False),
-    sql.Column("label", sql.String, nullable=False),
-    sql.Column("record", sql.Text, nullable=False),
-)
-_trials = sql.Table(
-    "trials",
-    _tables,
-    sql.Column("key", sql.String, primary_key=True),
-    sql.Column("run", sql.Integer, sql.ForeignKey("runs.id"), nullable=False),
-    sql.Column("artifact", sql.String, sql.ForeignKey("artifacts.sha256"), nullable=False),
-    sql.Column("repeat", sql.Integer, nullable=False),
-    sql.Column("started_at", sql.Float, nullable=False),
-    sql.Column("record", sql.Text, nullable=False),  # without its samples
-    sql.Column("latencies", sql.LargeBinary, nullable=False),
-)
-_traces = sql.Table(
-    "traces",
-    _tables,
-    sql.Column("trial", sql.String, sql.ForeignKey("trials.key"), primary_key=True),
-    sql.Column("position", sql.Integer, primary_key=True),
-    sql.Column("record", sql.Text, nullable=False),  # without its samples
-    sql.Column("times", sql.LargeBinary, nullable=False),
-    sql.Column("samples", sql.LargeBinary, nullable=False),
-)
-_failures = sql.Table(
-    "failures",
-    _tables,
-    sql.Column("id", sql.Integer, primary_key=True),
-    sql.Column("run", sql.Integer, sql.ForeignKey("runs.id"), nullable=False),
-    sql.Column("record", sql.Text, nullable=False),
-)
-_APPEND_ONLY = ("trials", "traces")
 
 R = TypeVar("R")
-Migration = Callable[[sql.Connection], None]
-MIGRATIONS: dict[int, Migration] = {}  # from version n to n + 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +66,7 @@ class Store:
         store = cls(engine, _shown(where))
         try:
             with store._transaction() as connection:
-                _prepare(connection, store.where, create)
+                schema.prepare(connection, store.where, create)
         except BaseException:
             engine.dispose()
             raise
@@ -145,7 +87,7 @@ class Store:
         """Records that a run begins; its number ties the rows below to it."""
         values = {"created_at": time.time(), "study": study, "text": text, "command": command, "version": version}
         with self._transaction() as connection:
-            key = connection.execute(_runs.insert().values(values)).inserted_primary_key
+            key = connection.execute(schema.runs.insert().values(values)).inserted_primary_key
         assert key is not None
         return int(key[0])
 
@@ -153,16 +95,16 @@ class Store:
         values = [{"run": run, "name": row.name, "record": _dump(row)} for row in rows]
         if values:
             with self._transaction() as connection:
-                connection.execute(_screened.insert(), values)
+                connection.execute(schema.screened.insert(), values)
 
     def add_artifact(self, artifact: Artifact) -> None:
         """Keeps the manifest (not the files). The same artifact twice is one row."""
         with self._transaction() as connection:
-            if connection.execute(sql.select(_artifacts.c.sha256).where(_artifacts.c.sha256 == artifact.sha256)).first():
+            if connection.execute(sql.select(schema.artifacts.c.sha256).where(schema.artifacts.c.sha256 == artifact.sha256)).first():
                 return
             record = {**encode(artifact), "folder": ""}
             values = {"sha256": artifact.sha256, "created_at": time.time(), "label": artifact.label, "record": json.dumps(record)}
-            connection.execute(_artifacts.insert().values(values))
+            connection.execute(schema.artifacts.insert().values(values))
 
     def add_trial(self, run: int, trial: Trial) -> None:
         """Commits a trial and its traces at once. Raises StoreError where its key is already there."""
@@ -187,61 +129,107 @@ class Store:
             for position, trace in enumerate(trial.traces)
         ]
         with self._transaction() as connection:
-            connection.execute(_trials.insert().values(row))
+            connection.execute(schema.trials.insert().values(row))
             if traces:
-                connection.execute(_traces.insert(), traces)
+                connection.execute(schema.traces.insert(), traces)
 
     def add_failure(self, run: int, failure: Failure) -> None:
         with self._transaction() as connection:
-            connection.execute(_failures.insert().values(run=run, record=_dump(failure)))
+            connection.execute(schema.failures.insert().values(run=run, record=_dump(failure)))
+
+    def add_epoch(self, training: str, epoch: Epoch) -> None:
+        """Keeps an epoch of a training run by its key; one that is there already is left as it is (a run that resumed told it before)."""
+        where = (schema.epochs.c.training == training) & (schema.epochs.c.number == epoch.number)
+        with self._transaction() as connection:
+            if not connection.execute(sql.select(schema.epochs.c.number).where(where)).first():
+                connection.execute(schema.epochs.insert().values(training=training, number=epoch.number, record=_dump(epoch)))
+
+    def add_training(self, run: int, training: Training) -> None:
+        """Keeps a finished training run. Raises StoreError where its key is already there."""
+        with self._transaction() as connection:
+            values = {"key": training.key, "run": run, "created_at": time.time(), "record": _dump(training)}
+            connection.execute(schema.trainings.insert().values(values))
+
+    def add_evaluation(self, run: int, evaluation: Evaluation) -> None:
+        with self._transaction() as connection:
+            values = {"run": run, "artifact": evaluation.artifact_sha256, "record": _dump(evaluation)}
+            connection.execute(schema.evaluations.insert().values(values))
 
     # ------------------------------------------------------------ reading
 
     def runs(self) -> tuple[Run, ...]:
         """Every run, oldest first."""
         with self._transaction() as connection:
-            return tuple(Run(*row) for row in connection.execute(sql.select(_runs).order_by(_runs.c.id)))
+            return tuple(Run(*row) for row in connection.execute(sql.select(schema.runs).order_by(schema.runs.c.id)))
 
     def screened(self) -> tuple[Screened, ...]:
         """The newest row of every screened name, in the order of the newest run that screened anything."""
+        columns = schema.screened.c
         with self._transaction() as connection:
-            rows = connection.execute(sql.select(_screened.c.name, _screened.c.record).order_by(_screened.c.run.desc(), _screened.c.id))
-            newest: dict[str, str] = {}
-            for name, record in rows:
-                newest.setdefault(name, record)
-        return tuple(_load(Screened, record) for record in newest.values())
+            rows = connection.execute(sql.select(columns.run, columns.name, columns.record).order_by(columns.run.desc(), columns.id)).all()
+        newest: dict[str, tuple[int, str]] = {}
+        for run, name, record in rows:
+            if name not in newest or newest[name][0] == run:  # a run that trains screens twice, and knows more the second time
+                newest.pop(name, None)
+                newest[name] = run, record
+        return tuple(_load(Screened, record) for _, record in newest.values())
 
     def artifacts(self) -> Mapping[str, Artifact]:
         """Every artifact by its sha256, oldest first."""
         with self._transaction() as connection:
-            rows = connection.execute(sql.select(_artifacts.c.sha256, _artifacts.c.record).order_by(_artifacts.c.created_at)).all()
+            rows = connection.execute(
+                sql.select(schema.artifacts.c.sha256, schema.artifacts.c.record).order_by(schema.artifacts.c.created_at)
+            ).all()
         return {sha256: _load(Artifact, record) for sha256, record in rows}
 
     def trial_keys(self) -> frozenset[str]:
         with self._transaction() as connection:
-            return frozenset(connection.execute(sql.select(_trials.c.key)).scalars())
+            return frozenset(connection.execute(sql.select(schema.trials.c.key)).scalars())
 
     def trials(self, keys: Sequence[str] | None = None) -> Iterator[Trial]:
         """Trials with their samples, oldest first, a few at a time: all of them, or those of the given keys."""
         wanted = None if keys is None else set(keys)
         with self._transaction() as connection:
-            order = list(connection.execute(sql.select(_trials.c.key).order_by(_trials.c.started_at)).scalars())
+            order = list(connection.execute(sql.select(schema.trials.c.key).order_by(schema.trials.c.started_at)).scalars())
         for key in order:
             if wanted is None or key in wanted:
                 yield self._trial(key)
 
+    def trainings(self) -> Mapping[str, Training]:
+        """Every finished training run by its key, oldest first."""
+        with self._transaction() as connection:
+            rows = connection.execute(
+                sql.select(schema.trainings.c.key, schema.trainings.c.record).order_by(schema.trainings.c.created_at)
+            ).all()
+        return {key: _load(Training, record) for key, record in rows}
+
+    def epochs(self, training: str) -> tuple[Epoch, ...]:
+        """The epochs of a training run, finished or not, in order."""
+        with self._transaction() as connection:
+            chosen = sql.select(schema.epochs.c.record).where(schema.epochs.c.training == training).order_by(schema.epochs.c.number)
+            rows = connection.execute(chosen).scalars().all()
+        return tuple(_load(Epoch, record) for record in rows)
+
+    def evaluations(self) -> tuple[Evaluation, ...]:
+        """Every evaluation of an artifact, oldest first."""
+        with self._transaction() as connection:
+            rows = connection.execute(sql.select(schema.evaluations.c.record).order_by(schema.evaluations.c.id)).scalars().all()
+        return tuple(_load(Evaluation, record) for record in rows)
+
     def failures(self, run: int | None = None) -> tuple[Failure, ...]:
         """The failures of one run, or of the newest."""
-        newest = sql.select(sql.func.max(_runs.c.id)).scalar_subquery()
+        newest = sql.select(sql.func.max(schema.runs.c.id)).scalar_subquery()
         with self._transaction() as connection:
-            of_run = _failures.c.run == (newest if run is None else run)
-            rows = connection.execute(sql.select(_failures.c.record).where(of_run).order_by(_failures.c.id)).scalars().all()
+            of_run = schema.failures.c.run == (newest if run is None else run)
+            rows = connection.execute(sql.select(schema.failures.c.record).where(of_run).order_by(schema.failures.c.id)).scalars().all()
         return tuple(_load(Failure, record) for record in rows)
 
     def _trial(self, key: str) -> Trial:
         with self._transaction() as connection:
-            row = connection.execute(sql.select(_trials.c.record, _trials.c.latencies).where(_trials.c.key == key)).one()
-            traces = connection.execute(sql.select(_traces).where(_traces.c.trial == key).order_by(_traces.c.position)).all()
+            row = connection.execute(sql.select(schema.trials.c.record, schema.trials.c.latencies).where(schema.trials.c.key == key)).one()
+            traces = connection.execute(
+                sql.select(schema.traces).where(schema.traces.c.trial == key).order_by(schema.traces.c.position)
+            ).all()
         record = _parsed(row.record, "Trial") | {"latencies_s": encode(_samples(row.latencies, key))}
         record["traces"] = [
             _parsed(trace.record, "Trace") | {"times_s": encode(_samples(trace.times, key)), "values": encode(_samples(trace.samples, key))}
@@ -294,46 +282,6 @@ def _configure_sqlite(connection: Any, _record: object) -> None:
 def _configure_reading(connection: Any, _record: object) -> None:
     connection.isolation_level = None
     connection.execute("PRAGMA busy_timeout=10000")  # and no other: a file that is not ours stays as it is
-
-
-def _prepare(connection: sql.Connection, where: str, create: bool) -> None:
-    """Makes the tables of a new store, migrates an old one, refuses a newer one, and an empty one that is only to be read."""
-    existing = sql.inspect(connection).get_table_names()
-    if "meta" not in existing:
-        if not existing and not create:
-            raise StoreError(f"{where} is empty: expected the {NAME} that edgejoule run writes")
-        if existing:
-            raise StoreError(f"{where} is a database of another program ({', '.join(existing[:3])}): choose another --out")
-        _tables.create_all(connection)
-        for table in _APPEND_ONLY:
-            _refuse_changes(connection, table)
-        connection.execute(_meta.insert().values(key="schema_version", value=str(SCHEMA_VERSION)))
-        return
-    found = connection.execute(sql.select(_meta.c.value).where(_meta.c.key == "schema_version")).scalar()
-    version = int(found) if found and found.isdigit() else 0
-    if version > SCHEMA_VERSION:
-        raise StoreError(f"{where} has schema version {version}, this edgejoule knows up to {SCHEMA_VERSION}: upgrade edgejoule")
-    while version < SCHEMA_VERSION:
-        if version not in MIGRATIONS:
-            raise StoreError(
-                f"{where} has schema version {version}, and there is no way from it to {SCHEMA_VERSION}: run the study into a new folder"
-            )
-        MIGRATIONS[version](connection)
-        version += 1
-        connection.execute(_meta.update().where(_meta.c.key == "schema_version").values(value=str(version)))
-
-
-def _refuse_changes(connection: sql.Connection, table: str) -> None:
-    message = f"{table} are append-only"
-    if connection.dialect.name == "sqlite":
-        for verb in ("UPDATE", "DELETE"):
-            body = f"SELECT RAISE(ABORT, '{message}')"
-            connection.execute(sql.text(f"CREATE TRIGGER {table}_no_{verb.lower()} BEFORE {verb} ON {table} BEGIN {body}; END"))
-    elif connection.dialect.name == "postgresql":
-        body = f"BEGIN RAISE EXCEPTION '{message}'; END"
-        connection.execute(sql.text(f"CREATE OR REPLACE FUNCTION {table}_append_only() RETURNS trigger AS $$ {body} $$ LANGUAGE plpgsql"))
-        trigger = f"CREATE TRIGGER {table}_append_only BEFORE UPDATE OR DELETE ON {table}"
-        connection.execute(sql.text(f"{trigger} FOR EACH ROW EXECUTE FUNCTION {table}_append_only()"))
 
 
 def _explained(error: Exception, where: str) -> StoreError | OutputError:

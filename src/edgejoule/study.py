@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from edgejoule import __version__, stages
+from edgejoule import __version__, registry, stages, trained, training
 from edgejoule.bench import Bench, Event
 from edgejoule.errors import BackendError, OutputError, StudyError
-from edgejoule.records import Artifact, Failure, Measurement, ModelSpec, Trial
+from edgejoule.records import Artifact, Failure, Measurement, ModelSpec, Training, Trial
 from edgejoule.results import Outcome, measurements, outcome_of
 from edgejoule.scenarios import scenario
 from edgejoule.store import NAME, Store
-from edgejoule.study_file import MeasurePlan, Study, load_study
+from edgejoule.study_file import MeasurePlan, ScreenPlan, Study, load_study
 
 __all__ = ["Outcome", "Study", "load_study", "run_study"]
 REPORT = "report.html"
+Network = tuple[ModelSpec, str]  # and its weights: auto, random or a file
 
 
 def run_study(study: Study, out: Path, bench: Bench | None = None, command: str = "") -> Outcome:
-    """Screen, compile, measure, rank and report. Resumes what ``out`` already holds.
+    """Screen, train where that is asked for, compile, measure, rank and report. Resumes what ``out`` already holds.
 
     Raises EdgejouleError for what stops the whole run; one model's error becomes a row of ``failures``.
     """
@@ -27,11 +30,14 @@ def run_study(study: Study, out: Path, bench: Bench | None = None, command: str 
     check_writable(out)
     for plan in study.measure:
         stages.check(plan, study.compile.backends, study.optimize.recipes)
+    if study.train is not None:
+        training.check(study.train)
     with Store.open(out / NAME) as store:
         run = store.begin_run(study.study.name, study.text, command, __version__)
-        specs = screen(study, store, run, bench)
+        networks = train(study, screen(study, store, run, bench), out, store, run, bench)
         for plan in study.measure:
-            artifacts = compile_all(study, specs, plan, store, run, bench)
+            artifacts = compile_all(study, networks, plan, store, run, bench)
+            evaluate(study, artifacts, store, run, bench)
             measure(artifacts, plan, store, run, bench)
         outcome = outcome_of(store, study.rank, out / REPORT, command)
         bench.notify(Event("report", str(outcome.report)))
@@ -50,16 +56,59 @@ def screen(study: Study, store: Store, run: int, bench: Bench) -> tuple[ModelSpe
     return kept
 
 
+def train(study: Study, specs: tuple[ModelSpec, ...], out: Path, store: Store, run: int, bench: Bench) -> tuple[Network, ...]:
+    """Every kept model trained on labelled data, and stage 1 again with what that gave; without a training plan the models as they are."""
+    plan = study.train
+    if plan is None:
+        return tuple((spec, study.screen.weights) for spec in specs)
+    done: list[Training] = []
+    for result in training.train_all(training.runs_of(specs, plan, study.study.seed), out, store, run, bench):
+        if isinstance(result, Failure):
+            store.add_failure(run, result)
+            bench.notify(Event("train", f"{result.variant} failed: {result.reason}"))
+        else:
+            done.append(result)
+    if not done:
+        raise StudyError(f"nothing in {study.study.name} could be trained: {'; '.join(f.reason for f in store.failures(run)[:2])}")
+    chosen = trained.chosen(done).values()
+    store.add_screened(run, stages.screen_models([trained.measured_spec(one, done) for one in chosen], counted(study.screen), bench))
+    return tuple((one.spec, str(out / one.weights)) for one in chosen)
+
+
+def counted(plan: ScreenPlan) -> ScreenPlan:
+    """NetScore again after training, from counted params and MACs, without thresholds: those were for the published figures."""
+    return replace(plan, min_top1_pct=None, max_params_m=None, max_macs_g=None, recount=True)
+
+
+def evaluate(study: Study, artifacts: tuple[Artifact, ...], store: Store, run: int, bench: Bench) -> None:
+    """Every artifact on the test split, in its own runtime, where the networks were trained here."""
+    if study.train is None or not study.train.evaluate:
+        return
+    from edgejoule.evaluating import evaluate_artifact, reference_of
+
+    known = {(one.artifact_sha256, one.data) for one in store.evaluations() if one.split == "test"}
+    data = registry.canonical(study.train.data)
+    references: dict[tuple[str, str], Any] = {}  # one float network for all backends of a variant
+    for artifact in artifacts:
+        if (artifact.sha256, data) in known:
+            continue
+        variant = artifact.variant
+        if (key := (variant.label, variant.weights_id)) not in references:
+            references = {key: reference_of(artifact, "auto", bench)[0]}
+        found = evaluate_artifact(artifact, data, "test", bench, references[key], max_bad_images=study.train.max_bad_images)
+        store.add_evaluation(run, found)
+
+
 def compile_all(
-    study: Study, specs: tuple[ModelSpec, ...], plan: MeasurePlan, store: Store, run: int, bench: Bench
+    study: Study, networks: tuple[Network, ...], plan: MeasurePlan, store: Store, run: int, bench: Bench
 ) -> tuple[Artifact, ...]:
     """Every kept model through every recipe on every backend; what fails is stored with its reason and left out."""
     artifacts: list[Artifact] = []
-    variants = [(spec, recipe) for spec in specs for recipe in dict.fromkeys(study.optimize.recipes)]
+    variants = [(spec, weights, recipe) for spec, weights in networks for recipe in dict.fromkeys(study.optimize.recipes)]
     done, total = 0, len(variants) * len(study.compile.backends)
-    for spec, recipe in variants:
+    for spec, weights, recipe in variants:
         bench.notify(Event("compile", f"{spec.name} | {recipe}" if recipe else spec.name, done, total))
-        for result in stages.compile_model(spec, study.compile.backends, plan, study.screen.weights, bench, recipe):
+        for result in stages.compile_model(spec, study.compile.backends, plan, weights, bench, recipe):
             done += 1
             if isinstance(result, Failure):
                 store.add_failure(run, result)

@@ -36,6 +36,7 @@ BESIDE = {
 }
 LARGEST = 1e300  # a larger number in a study is a slip, and would overflow what is computed from it
 MOST_THREADS = 1024
+MOST_SEEDS = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +64,23 @@ class ScreenPlan:
     gamma: float = 0.5
     recount: bool = False
     weights: Literal["auto", "random"] = "auto"
+
+
+@dataclass(frozen=True, slots=True)
+class TrainPlan:
+    """``[train]``: every kept model is trained, or fine-tuned where it has pretrained weights, before it is compiled.
+
+    Each recipe is run with ``seeds`` seeds, from the study's seed on. Of several recipes the one with the best mean validation accuracy
+    is compiled, of its seeds the first: never the best, which would be luck.
+    """
+
+    data: str
+    recipes: tuple[str, ...] = ("digits",)
+    seeds: int = 1
+    weights: Literal["auto", "pretrained", "random"] = "auto"  # what it begins with
+    distill: str = ""  # 'soft(teacher="...", weights="...")'
+    max_bad_images: int = 0
+    evaluate: bool = True  # every artifact on the test split, in its own runtime
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +132,7 @@ class Study:
     screen: ScreenPlan
     optimize: OptimizePlan = field(default_factory=OptimizePlan)
     compile: CompilePlan = field(default_factory=CompilePlan)
+    train: TrainPlan | None = None
     measure: tuple[MeasurePlan, ...] = (MeasurePlan(),)
     rank: RankPlan = field(default_factory=RankPlan)
     text: str = ""
@@ -150,7 +169,7 @@ def parse_study(text: str, path: str) -> Study:
     except RecursionError as error:
         raise StudyError(f"{path}: the file is nested too deeply to be a study") from error
     where = _Where(path, text)
-    kinds = ("study", "screen", "optimize", "compile", "measure", "rank")
+    kinds = ("study", "screen", "train", "optimize", "compile", "measure", "rank")
     for table in raw:
         if table not in kinds:
             raise where.error("", table, 0, f"unknown table [{table}]: expected {', '.join(kinds)}")
@@ -164,6 +183,7 @@ def parse_study(text: str, path: str) -> Study:
         screen=_table(ScreenPlan, raw["screen"], "screen", where),
         optimize=_table(OptimizePlan, raw.get("optimize", {}), "optimize", where),
         compile=_table(CompilePlan, raw.get("compile", {}), "compile", where),
+        train=_table(TrainPlan, raw["train"], "train", where) if "train" in raw else None,
         measure=tuple(_table(MeasurePlan, entry, "measure", where, nth) for nth, entry in enumerate(measures)),
         rank=_table(RankPlan, raw.get("rank", {}), "rank", where),
         text=text,
@@ -186,6 +206,9 @@ class _Where:
 
     def measure_error(self, nth: int, key: str, message: str) -> StudyError:
         return self.error("measure", key, nth, message)
+
+    def train_error(self, key: str, message: str) -> StudyError:
+        return self.error("train", key, 0, message)
 
     def _line(self, table: str, key: str, nth: int) -> int | None:
         inside, seen = not table, -1
@@ -259,8 +282,23 @@ def _check_values(study: Study, where: _Where) -> None:
         raise where.error("rank", "beside", 0, f"{study.rank.beside!r} is not one of {', '.join(BESIDE)}")
     for text in study.compile.backends:
         _spelling(text, partial(where.error, "compile", "backends", 0))
+    if study.train is not None:
+        check_train(study.train, where.train_error)
     for nth, plan in enumerate(study.measure):
         check_plan(plan, partial(where.measure_error, nth))
+
+
+def check_train(plan: TrainPlan, error: Callable[[str, str], StudyError]) -> None:
+    """Raises ``error(key, message)`` for the first value of a training plan that makes no sense."""
+    _spelling(plan.data, partial(error, "data"))
+    _recipe(plan.distill, partial(error, "distill"))
+    if not plan.recipes:
+        raise error("recipes", "name at least one training recipe")
+    for text in plan.recipes:
+        _spelling(text, partial(error, "recipes"))
+    for key, least, most in (("seeds", 1, MOST_SEEDS), ("max_bad_images", 0, 10**9)):
+        if not least <= getattr(plan, key) <= most:
+            raise error(key, f"expected a whole number from {least} to {most}")
 
 
 def check_plan(plan: MeasurePlan, error: Callable[[str, str], StudyError]) -> None:
@@ -291,6 +329,17 @@ def with_measure(study: Study, meter: str | None = None, profile: str | None = N
     for plan in plans:
         check_plan(plan, refuse)
     return replace(study, measure=tuple(dict.fromkeys(plans)))
+
+
+def with_data(study: Study, data: str | None) -> Study:
+    """The study trained on other data. Raises StudyError where it trains nothing, or for a spelling that cannot be read."""
+    if data is None:
+        return study
+    if study.train is None:
+        raise StudyError(f"--data: {study.study.name} trains nothing: give a study with a table [train], such as digits")
+    plan = replace(study.train, data=data)
+    check_train(plan, lambda key, message: StudyError(f"--{key}: {message}"))
+    return replace(study, train=plan)
 
 
 def _spelling(text: str, error: Callable[[str], StudyError]) -> None:

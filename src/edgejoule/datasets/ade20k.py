@@ -8,6 +8,7 @@ Knows no model and no score.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from edgejoule.datasets.pictures import read_picture
-from edgejoule.errors import DataError
+from edgejoule.errors import BadImageError, DataError
 
 CLASSES = 150
 IGNORE = 255
@@ -41,9 +42,11 @@ class Ade20k(Dataset[tuple[Tensor, Tensor]]):
     that), cut to ``size`` x ``size``, mirrored half the time and padded with the mean and 255: here h = H = w = W = size.
     Every draw depends on (seed, epoch, index) alone. Other splits are scaled to a short side of ``size``, each side then rounded up to
     ``multiple``, and keep their labels at the original size: bring logits there with ``mean_iou.resize_logits``, one image a batch.
-    ``training`` overrules what the split's name says. Workers that outlive an epoch (persistent_workers) keep the epoch they started with.
+    ``training`` overrules what the split's name says. Workers that outlive an epoch (persistent_workers) keep the epoch they started with;
+    ``sample`` is told what to draw by, and so is free of that.
 
-    Raises DataError where folders or files are missing, unpaired, damaged, of unequal size or with classes beyond ``classes``.
+    Raises DataError where folders are missing or files unpaired, and BadImageError, which is one, for files that are damaged, of
+    unequal size or with classes beyond ``classes`` when their turn comes.
     """
 
     def __init__(
@@ -59,15 +62,30 @@ class Ade20k(Dataset[tuple[Tensor, Tensor]]):
         seed: int = 0,
         training: bool | None = None,
     ) -> None:
-        if not 1 <= classes < IGNORE or size < 1 or multiple < 1 or seed < 0 or len(mean) != 3 or len(std) != 3 or not min(std) > 0:
+        if not 1 <= classes < IGNORE or multiple < 1 or seed < 0:
             raise DataError(
-                f"cannot prepare images with size={size}, multiple={multiple}, classes={classes}, seed={seed}, mean={mean}, std={std}: "
-                f"expected whole numbers from 1, classes below {IGNORE}, a seed from 0, three means and three positive deviations"
+                f"cannot prepare images with multiple={multiple}, classes={classes}, seed={seed}: "
+                f"expected whole numbers from 1, classes below {IGNORE}, a seed from 0"
             )
-        self.size, self.multiple, self.classes, self.seed, self.epoch = size, multiple, classes, seed, 0
+        self.multiple, self.classes, self.seed, self.epoch = multiple, classes, seed, 0
         self.training = split == "training" if training is None else training
+        self._prepare(size, mean, std)
         self.pairs = _pairs(Path(root).expanduser(), split)
+
+    def _prepare(self, size: int, mean: Sequence[float], std: Sequence[float]) -> None:
+        if size < 1 or len(mean) != 3 or len(std) != 3 or not min(std) > 0:
+            raise DataError(
+                f"cannot prepare images with size={size}, mean={mean}, std={std}: "
+                "expected a whole number from 1, three means and three positive deviations"
+            )
+        self.size = size
         self._mean, self._std = (torch.tensor([float(v) for v in values]).reshape(3, 1, 1) for values in (mean, std))  # (3, 1, 1)
+
+    def prepared(self, *, size: int, mean: Sequence[float] = MEAN, std: Sequence[float] = STD) -> Ade20k:
+        """The same files at another size and normalisation. Raises DataError as the constructor does."""
+        changed = copy.copy(self)
+        changed._prepare(size, mean, std)
+        return changed
 
     def set_epoch(self, epoch: int) -> None:
         """Draw the crops of epoch ``epoch`` (0, 1, ...) from now on."""
@@ -77,13 +95,17 @@ class Ade20k(Dataset[tuple[Tensor, Tensor]]):
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        """The sample at ``index``. Raises IndexError beyond the end, DataError for files that cannot be used."""
+        """The sample at ``index``. Raises IndexError beyond the end, BadImageError for files that cannot be used."""
         index = range(len(self))[index]
+        return self.sample(index, (self.seed, self.epoch, index))
+
+    def sample(self, index: int, draws: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """The sample at ``index``, cut and flipped as the numbers ``draws`` say: equal numbers, equal sample. Raises BadImageError."""
         image_path, label_path = self.pairs[index]
         labels = read_labels(label_path, self.classes)  # (H, W)
         picture = read_picture(image_path, (labels.shape[1], labels.shape[0]))
         if self.training:
-            return self._training_sample(picture, labels, np.random.default_rng([self.seed, self.epoch, index]))
+            return self._training_sample(picture, labels, np.random.default_rng(draws))
         width, height = (math.ceil(side / self.multiple) * self.multiple for side in _scaled(picture.size, self.size))
         return self._normalised(_resized(picture, (width, height))), torch.from_numpy(labels.astype(np.int64))
 
@@ -110,7 +132,7 @@ class Ade20k(Dataset[tuple[Tensor, Tensor]]):
 def read_labels(path: Path, classes: int = CLASSES) -> Labels:
     """A label map (H, W) uint8: file values 1..classes become 0..classes-1, 0 and 255 become 255.
 
-    Raises DataError where the file is missing, damaged, not 8 bits a pixel, or holds another value.
+    Raises BadImageError where the file is missing, damaged, not 8 bits a pixel, or holds another value.
     """
     from PIL import Image
 
@@ -118,13 +140,13 @@ def read_labels(path: Path, classes: int = CLASSES) -> Labels:
         with Image.open(path) as image:
             mode, values = image.mode, np.asarray(image)
     except FileNotFoundError as error:
-        raise DataError(f"no label map {path}: expected a PNG beside each image") from error
+        raise BadImageError(f"no label map {path}: expected a PNG beside each image") from error
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"cannot read the label map {path} ({error}): mend or remove it") from error
+        raise BadImageError(f"cannot read the label map {path} ({error}): mend or remove it") from error
     if mode not in ("L", "P"):  # a palette's indices are the labels
-        raise DataError(f"{path} is of mode {mode}: expected label maps with one 8-bit value a pixel")
+        raise BadImageError(f"{path} is of mode {mode}: expected label maps with one 8-bit value a pixel")
     if (beyond := values[(values > classes) & (values != IGNORE)]).size:
-        raise DataError(f"{path} holds class {beyond.max()}: expected 1..{classes}, and 0 or {IGNORE} for what is not labelled")
+        raise BadImageError(f"{path} holds class {beyond.max()}: expected 1..{classes}, and 0 or {IGNORE} for what is not labelled")
     return np.where((values == 0) | (values == IGNORE), np.uint8(IGNORE), values - np.uint8(1)).astype(np.uint8)
 
 

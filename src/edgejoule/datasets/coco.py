@@ -7,6 +7,7 @@ into targets. Masks are drawn by pycocotools, so that they are the ones that the
 from __future__ import annotations
 
 import contextlib
+import copy
 import importlib
 import os
 from collections.abc import Callable, Sequence
@@ -34,9 +35,11 @@ class CocoDetection(Dataset[Sample]):
     clipped to the image; ``labels`` (n,) int64 in 1..K; ``masks`` (n, H, W) uint8 unless ``masks=False``; ``image_id`` () int64.
     Crowds and boxes with a side below one pixel are no targets (the score still counts them: ``truth`` holds all).
     An image without objects gives n = 0. ``flip_probability`` mirrors left to right, drawn anew for each (seed, epoch, index);
-    ``transform(image, target)`` comes last. Workers that outlive an epoch (persistent_workers) keep the epoch they started with.
+    ``transform(image, target)`` comes last. Workers that outlive an epoch (persistent_workers) keep the epoch they started with;
+    ``sample`` is told what to draw by, and so is free of that.
 
-    Raises DataError where the folder, an image, pycocotools or, with masks, an object's segmentation is missing or malformed.
+    Raises DataError where the folder, an image, pycocotools or, with masks, an object's segmentation is missing or malformed,
+    and BadImageError, which is one, for an image that cannot be read when its turn comes.
     """
 
     def __init__(
@@ -70,6 +73,9 @@ class CocoDetection(Dataset[Sample]):
                 present = os.path.isfile(self.folder / image.file_name)  # noqa: PTH113 - a fifth of pathlib's time, for 118,287 images
             if not present:
                 raise DataError(f"no image {self.folder / image.file_name}: {self.truth.path} lists it as image {image.image_id}")
+        self._check_masks()
+
+    def _check_masks(self) -> None:
         if self.masks:
             pycocotools("mask")
             for annotation in (a for listed in self.truth.by_image.values() for a in listed):
@@ -82,22 +88,41 @@ class CocoDetection(Dataset[Sample]):
         """Draw the flips of epoch ``epoch`` (0, 1, ...) from now on."""
         self.epoch = epoch
 
+    def prepared(self, *, masks: bool, flip_probability: float = 0.0) -> CocoDetection:
+        """The same images and annotations with other options. Raises DataError where masks are asked for and missing."""
+        changed = copy.copy(self)
+        changed.masks, changed.flip_probability = masks, flip_probability
+        changed._check_masks()
+        return changed
+
+    def with_objects(self) -> tuple[int, ...]:
+        """The indices of the images that have at least one target."""
+        images = ((index, self.truth.images[image_id]) for index, image_id in enumerate(self.image_ids))
+        return tuple(index for index, image in images if self._kept(image))
+
     def __len__(self) -> int:
         return len(self.image_ids)
 
     def __getitem__(self, index: int) -> Sample:
-        """The sample at ``index``. Raises IndexError beyond the end, DataError for a file that cannot be read."""
+        """The sample at ``index``. Raises IndexError beyond the end, BadImageError for a file that cannot be read."""
         index = range(len(self))[index]
+        return self.sample(index, (self.seed, self.epoch, index))
+
+    def sample(self, index: int, draws: Sequence[int]) -> Sample:
+        """The sample at ``index``, flipped or not as the numbers ``draws`` say: equal numbers, equal sample. Raises BadImageError."""
         image = self.truth.images[self.image_ids[index]]
         picture = read_picture(self.folder / image.file_name, (image.width, image.height))
         pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous().float() / 255  # (3, H, W)
         target = self._target(image)
-        if np.random.default_rng([self.seed, self.epoch, index]).random() < self.flip_probability:
+        if np.random.default_rng(draws).random() < self.flip_probability:
             pixels, target = flip(pixels, target)
         return self.transform(pixels, target) if self.transform else (pixels, target)
 
+    def _kept(self, image: CocoImage) -> list[tuple[CocoAnnotation, tuple[float, float, float, float]]]:
+        return [(a, box) for a in self.truth.by_image[image.image_id] if not a.crowd and (box := _clipped(a, image))]
+
     def _target(self, image: CocoImage) -> Target:
-        kept = [(a, box) for a in self.truth.by_image[image.image_id] if not a.crowd and (box := _clipped(a, image))]
+        kept = self._kept(image)
         target = {
             "boxes": torch.tensor([box for _, box in kept], dtype=torch.float32).reshape(-1, 4),  # (n, 4)
             "labels": torch.tensor([self._labels[a.category_id] for a, _ in kept], dtype=torch.int64),  # (n,)

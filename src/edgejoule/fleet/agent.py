@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
     from edgejoule.seams import Session
 
-OUTPUT_IMAGES = 8
 COUNTED = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 
@@ -96,7 +95,7 @@ def read_job(text: str) -> Job:
 def thread_limits(threads: int) -> dict[str, str]:
     """Environment variables for a number of threads; waiting threads sleep, because spinning ones burn the energy being measured."""
     limits = dict.fromkeys(COUNTED, str(threads)) if threads > 0 else {}
-    return {**limits, "OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
+    return {**limits, "OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"}
 
 
 def answer(job: Job, answers: Answers, opened: ExitStack) -> dict[str, Any]:
@@ -133,18 +132,22 @@ def measure(job: Job, artifact: Artifact, crops: npt.NDArray[np.uint8], answers:
 
 
 def outputs(job: Job, artifact: Artifact, crops: npt.NDArray[np.uint8], opened: ExitStack) -> Outputs:
-    """Logits (n, K) of the first n = min(8, N) images, in batches of the artifact's size, the last one filled by repeating."""
+    """Logits (n, K) of the first n = min(job.most, N) images, in batches of the artifact's size, the last one filled by repeating.
+
+    Images are normalised batch by batch: a board need not hold them all as float32. Raises AgentError where none are asked for.
+    """
     import numpy as np
 
     from edgejoule.data import normalise
 
-    images = normalise(crops[:OUTPUT_IMAGES], artifact.variant.spec.preprocessing)  # (n, C, H, W)
-    n, batch = len(images), artifact.batch
+    if job.most < 1:
+        raise AgentError(f"the outputs of {job.most} images were asked for: expected at least one")
+    n, batch = min(job.most, len(crops)), artifact.batch
     session: Session = _backend(artifact).load(artifact, job.threads)
     opened.callback(session.close)
     rows = []
     for start in range(0, n, batch):
-        part = images[np.arange(start, start + batch) % n]
+        part = normalise(crops[np.arange(start, start + batch) % n], artifact.variant.spec.preprocessing)  # (B, C, H, W)
         rows.append(np.asarray(session.infer(np.ascontiguousarray(part))["logits"], dtype=np.float64))
     logits = np.concatenate(rows)[:n]
     return Outputs(floats(logits.ravel().tolist()), (n, logits.shape[1]), session.info())

@@ -89,6 +89,7 @@ def _entry(measurement: Measurement, energy_j: Interval, stage1: Screened | None
         power_w=measurement.power_w,
         accuracy=accuracy.kind if accuracy else "",
         top1=_top1(accuracy),
+        seeds=accuracy.seeds if accuracy else None,
         name=measurement.model or name,
         recipe=recipe,
         backend=measurement.backend,
@@ -123,7 +124,7 @@ def scaled(interval: Interval, factor: float) -> Interval:
 def _top1(accuracy: Accuracy | None) -> Interval | None:
     if accuracy is None or accuracy.low is None or accuracy.high is None:
         return None
-    return Interval(100.0 * accuracy.value, 100.0 * accuracy.low, 100.0 * accuracy.high, accuracy.n or 1)
+    return Interval(100.0 * accuracy.value, 100.0 * accuracy.low, 100.0 * accuracy.high, accuracy.seeds or accuracy.n or 1)
 
 
 def _why_no_energy(measurement: Measurement) -> str:

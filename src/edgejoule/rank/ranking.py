@@ -143,6 +143,8 @@ def _rows(entries: Sequence[Entry], metric: str, a: float, b: float, baseline: s
                 weights=entry.weights,
                 note=entry.note,
                 artifact_sha256=entry.artifact_sha256,
+                top1=entry.top1,
+                seeds=entry.seeds,
             )
         )
     return rows
@@ -219,6 +221,9 @@ def _numbered(rows: Sequence[RankRow], metric: str) -> list[RankRow]:
 def _doubts(entries: Sequence[Entry], rows: Sequence[RankRow], metric: str, a: float, b: float) -> list[Caveat]:
     doubts = []
     published = sum(row.accuracy == "published" for row in rows)
+    measured = sum(row.accuracy == "measured" for row in rows)
+    if published and measured:
+        doubts.append(caveat("accuracy_mixed", f"{measured} of {len(rows)} rows have measured accuracy, {published} published"))
     if published:
         doubts.append(caveat("accuracy_published", f"{published} of {len(rows)} rows use published accuracy"))
     random = sum(row.weights == "random" for row in rows)

@@ -17,6 +17,7 @@ from edgejoule.records import Interval
 
 REQUIRED = ("model", "top1_pct", "energy_mj")
 MEASURES = ("energy_mj", "latency_ms", "power_w")  # each may bring <name>_low and <name>_high
+BOUNDED = tuple(f"{name}_{end}" for name in ("top1_pct", *MEASURES) for end in ("low", "high"))
 FIGURES = ("netscore", "params_m", "macs_g")
 LARGEST_BYTES = 64 * 2**20
 NetScore = Callable[[float, float, float], float]  # (top1_pct, params_m, macs_g)
@@ -46,11 +47,12 @@ class Entry:
     plain: str = ""  # for a distilled model: the name of its plain twin
     artifact_sha256: str = ""
     note: str = ""
+    seeds: int | None = None  # trainings that top1_pct is the mean of
 
 
 def entries_from_csv(path: Path | str, *, netscore: NetScore | None = None) -> tuple[Entry, ...]:
     """Entries of a table with columns ``model, top1_pct, energy_mj`` and optionally ``latency_ms, power_w, params_m, macs_g,
-    netscore, accuracy, weights, plain`` and ``<measure>_low``/``_high``; other columns are ignored.
+    netscore, accuracy, seeds, weights, plain``, ``<measure>_low``/``_high`` and ``top1_pct_low``/``_high``; other columns are ignored.
 
     The delimiter is a comma, a semicolon or a tab; a byte-order mark is skipped. ``netscore`` computes the score where the table
     gives params and MACs but no score. Raises RankError naming file, line and column.
@@ -104,10 +106,27 @@ class Row:
             name=model,
             weights=self.cells.get("weights", "").strip(),
             plain=self.cells.get("plain", "").strip(),
+            top1=self.top1(top1_pct),
+            seeds=self.seeds(),
             netscore=self.optional("netscore"),
             params_m=self.positive("params_m"),
             macs_g=self.positive("macs_g"),
         )
+
+    def top1(self, value: float) -> Interval | None:
+        """The interval of the accuracy where the table gives both bounds; one alone bounds nothing that a metric can use."""
+        low, high = self.optional("top1_pct_low"), self.optional("top1_pct_high")
+        if low is not None and not 0.0 <= low <= value:
+            raise self.wrong("top1_pct_low", f"is {low:g}, expected a number between 0 and top1_pct = {value:g}")
+        if high is not None and not value <= high <= 100.0:
+            raise self.wrong("top1_pct_high", f"is {high:g}, expected a number between top1_pct = {value:g} and 100")
+        return None if low is None or high is None else Interval(value, low, high, self.seeds() or 1)
+
+    def seeds(self) -> int | None:
+        value = self.positive("seeds")
+        if value is not None and not value.is_integer():
+            raise self.wrong("seeds", f"is {value:g}, expected a whole number")
+        return None if value is None else int(value)
 
     def has(self, column: str) -> bool:
         return bool(self.cells.get(column, "").strip())
@@ -181,7 +200,7 @@ def _header(path: Path, rows: list[tuple[int, list[str]]]) -> list[str]:
     if missing := [name for name in REQUIRED if name not in header]:
         found = ", ".join(_short(name) for name in header[:20] if name) or "nothing"
         raise RankError(f"{path}, line {line}: the column {', '.join(missing)} is missing, found {found}")
-    known = {*REQUIRED, *MEASURES, *FIGURES}
+    known = {*REQUIRED, *MEASURES, *FIGURES, *BOUNDED, "seeds"}
     if twice := sorted({name for name in header if name in known and header.count(name) > 1}):
         raise RankError(f"{path}, line {line}: the column {', '.join(twice)} stands there twice: remove one")
     return header

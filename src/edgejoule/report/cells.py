@@ -58,6 +58,24 @@ def interval_cell(interval: Interval | None, unit: str = "", factor: float = 1.0
     return number_cell(value, interval.value, f"[{bounds}" if bounds else "")
 
 
+def accuracy_cell(top1_pct: float | None, kind: str, top1: Interval | None = None, seeds: int | None = None, below: str = "") -> Cell:
+    """A top-1 in percent above, its interval, where it comes from and ``below`` under it."""
+    if top1_pct is None:
+        return Cell(f.NONE)
+    figure, _, bounds = f.top1(top1_pct, "", top1).partition(" [")
+    lines = (f"[{bounds}" if bounds else "", ", ".join(filter(None, (f.accuracy_origin(kind, seeds), below))))
+    small = "".join(f"<small>{esc(line)}</small>" for line in lines if line)
+    return Cell(f'<span class="num">{esc(figure)}</span>{small}', top1_pct)
+
+
+def percent_cell(interval: Interval | None) -> Cell:
+    """A fraction as percent above, its 95 % interval below."""
+    if interval is None:
+        return Cell(f.NONE)
+    value, _, bounds = f.percent(interval).partition(" [")
+    return number_cell(value, interval.value, f"[{bounds}" if bounds else "")
+
+
 def label_cell(label: str, note: str = "") -> Cell:
     """``name @ backend`` as the name with its backend below."""
     name, at, backend = label.rpartition(" @ ")

@@ -7,14 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from edgejoule.records import Artifact, Caveat, Environment, Failure, Measurement, Screened
+from edgejoule.records import Artifact, Caveat, Environment, Failure, Interval, Measurement, Screened
 from edgejoule.report import format as f
-from edgejoule.report.cells import BOUNDS, Cell, Head, esc, interval_cell, label_cell, number_cell, section, table, text_cell
+from edgejoule.report.cells import BOUNDS, Cell, Head, accuracy_cell, esc, interval_cell, label_cell, number_cell, section, table, text_cell
 from edgejoule.report.reproduction import Beside, rank_correlation
 
 SEVERITY = {"reject": "left out", "warn": "warning", "note": "note"}
 GLOSSARY = (
     ("Top-1 accuracy", "How often the network's first answer is right, in percent of the images of the data set."),
+    (
+        "Published, measured",
+        "Published: by the network's authors or a results table, on their software. Measured: here. The interval of a measured accuracy is "
+        "over the seeds where several were trained (how it would vary if it were trained again, on these test images), else over the test "
+        "images (how it would vary with others of their kind).",
+    ),
+    ("Calibration error", "How far the network's confidence is from how often it is right, on average; 0 % is best."),
     (
         "SAM, Sustainable Accuracy Metric",
         "One score for accuracy and energy together: b × accuracy^a ÷ log10(energy in mJ per image). Higher is better. It has no "
@@ -174,7 +181,6 @@ def glossary() -> str:
 
 
 def _measurement_row(m: Measurement) -> tuple[Cell, ...]:
-    accuracy = m.accuracy
     work = (
         f"{m.device} · {m.workload.scenario}, batch {m.workload.batch}, {m.workload.images} · {m.protocol}, {m.repeats} × · {m.inferences}"
     )
@@ -193,9 +199,16 @@ def _measurement_row(m: Measurement) -> tuple[Cell, ...]:
         number_cell(f.scaled(m.load_s, f.TIMES), m.load_s),
         number_cell(f.scaled(m.peak_memory_bytes, f.SIZES), m.peak_memory_bytes),
         number_cell(f.scaled(m.artifact_bytes, f.SIZES), m.artifact_bytes),
-        number_cell(f.top1(100 * accuracy.value), accuracy.value, f"{accuracy.kind}, {accuracy.dataset}") if accuracy else Cell(f.NONE),
+        _accuracy(m),
         *(text_cell(text) for text in (m.weights, m.precision, m.grade, m.scope, m.meter, f"{work} inferences")),
     )
+
+
+def _accuracy(m: Measurement) -> Cell:
+    if (found := m.accuracy) is None:
+        return Cell(f.NONE)
+    bounds = None if found.low is None or found.high is None else Interval(100 * found.value, 100 * found.low, 100 * found.high, 1)
+    return accuracy_cell(100 * found.value, found.kind, bounds, found.seeds, found.dataset)
 
 
 def _card(doubt: Caveat, places: Sequence[str]) -> str:

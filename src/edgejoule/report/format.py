@@ -64,11 +64,45 @@ def scaled(value: float | None, steps: tuple[tuple[float, str], ...]) -> str:
     return f"{number(value / size)} {unit}"
 
 
-def top1(top1_pct: float | None, kind: str = "") -> str:
-    """``79.86 % published``: never without where it comes from, if that is known."""
+def top1(top1_pct: float | None, kind: str = "", interval: Interval | None = None, seeds: int | None = None) -> str:
+    """``79.86 % published``, ``97.8 % [97.1, 98.3] measured, 5 seeds``: never without where it comes from, if that is known.
+
+    ``interval`` is in percent.
+    """
     if top1_pct is None:
         return NONE
-    return f"{top1_pct:.2f} %" + (f" {kind}" if kind in ("published", "measured") else "")
+    bounds = interval if interval is not None and interval.low is not None and interval.high is not None else None
+    figure = f"{top1_pct:.2f} %" if bounds is None else percent(bounds, 1.0)
+    return f"{figure} {where}" if (where := accuracy_origin(kind, seeds)) else figure
+
+
+def accuracy_origin(kind: str, seeds: int | None = None) -> str:
+    """``published``, ``measured`` or ``measured, 5 seeds``; nothing for a figure of unknown origin."""
+    if kind not in ("published", "measured"):
+        return ""
+    return f"{kind}, {seeds} seeds" if seeds else kind
+
+
+def percent(interval: Interval | None, factor: float = 100.0, unit: str = "%") -> str:
+    """A fraction with its bounds: ``97.8 % [97.1, 98.3]``, never without a digit after the point."""
+    if interval is None:
+        return NONE
+    value, low, high = interval.value * factor, _times(interval.low, factor), _times(interval.high, factor)
+    digits = max(1, min(2, decimals(value, low, high)))
+    text = f"{value:.{digits}f} {unit}"
+    return text if low is None and high is None else f"{text} [{_bound(low, digits)}, {_bound(high, digits)}]"
+
+
+def points(interval: Interval | None) -> str:
+    """A difference of two fractions in percentage points, with its bounds and always a sign: ``+0.3 points [-0.5, 1.1]``."""
+    text = percent(interval, unit="points")
+    return text if interval is None or text.startswith("-") else f"+{text}"
+
+
+def duration(seconds: float) -> str:
+    """``48 s``, ``12.5 min``, ``3.2 h``: for what people wait for."""
+    size, unit = next((step for step in ((3600.0, "h"), (60.0, "min")) if seconds >= 2 * step[0]), (1.0, "s"))
+    return f"{number(seconds / size)} {unit}"
 
 
 def accuracy_name(dataset: str) -> str:

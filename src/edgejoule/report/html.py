@@ -19,7 +19,7 @@ from typing import Any
 
 from edgejoule.errors import OutputError
 from edgejoule.records import Caveat, Interval, Ranking, RankRow
-from edgejoule.report import evidence
+from edgejoule.report import evaluation, evidence, training
 from edgejoule.report import format as f
 from edgejoule.report import sections as s
 from edgejoule.report.cells import esc, section
@@ -91,6 +91,9 @@ def _body(report: Report) -> str:
         )
         + section("What could not go on", evidence.failures_list(report.failures), "The rest of the study went on without these.")
         + "".join(evidence.beside_section(found) for found in report.beside)
+        + training.training_section(report.trainings, report.epochs)
+        + training.spread_section(report.spreads)
+        + evaluation.evaluation_section(report.evaluations)
         + section("Every measurement", evidence.measurements_table(report.measurements), everything)
         + section("What was compiled", evidence.artifacts_table(report.artifacts), "Each file beside the network, on real photographs.")
         + section("Stage 1: choosing candidates", evidence.screened_table(report.screened), stage1)
@@ -129,6 +132,9 @@ def _caveats(report: Report) -> Iterator[tuple[str, Caveat]]:
     for measurement in report.measurements:
         for doubt in measurement.caveats:
             yield f"{measurement.variant} @ {measurement.backend}", doubt
+    for label, found in report.evaluations:
+        for doubt in found.caveats:
+            yield label, doubt
     for doubt in (*(doubt for ranking in report.rankings for doubt in ranking.caveats), *report.caveats):
         yield "", doubt
 
@@ -148,7 +154,7 @@ def _point(row: RankRow, ranking: Ranking) -> dict[str, Any]:
     name, _, backend = f.clean(row.model).partition(" @ ")
     hover = (
         f"rank {row.rank or f.NONE}",
-        f"{f.accuracy_name(ranking.dataset)} {f.top1(row.top1_pct, row.accuracy)}",
+        f"{f.accuracy_name(ranking.dataset)} {f.top1(row.top1_pct, row.accuracy, row.top1, row.seeds)}",
         f"energy {f.measure(row.energy_mj, 'mJ', 1.0, ranking.grade)} an image",
         f"latency {f.measure(row.latency_ms, 'ms')}",
         f"power {f.measure(row.power_w, 'W', 1.0, ranking.grade)}",
@@ -162,6 +168,7 @@ def _point(row: RankRow, ranking: Ranking) -> dict[str, Any]:
         "name": name,
         "backend": backend,
         "top1": row.top1_pct,
+        "bounds": _triple(row.top1),
         "energy": _triple(row.energy_mj),
         "latency": _triple(row.latency_ms),
         "front": {"energy": row.pareto_energy, "latency": bool(row.pareto_latency)},

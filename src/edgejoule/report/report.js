@@ -47,6 +47,7 @@
   // Labels, each model once: the first of eight places beside its dot that covers no dot and no label; else none (hover still tells).
   function place(rows, x, y, size, font) {
     const taken = rows.map((row) => [x(row) - 7, y(row) - 7, x(row) + 7, y(row) + 7]);
+    rows.filter((row) => row.bounds).forEach((row) => taken.push([x(row) - 1, y(row, 2), x(row) + 1, y(row, 1)]));
     const free = (box) => box[0] > 2 && box[2] < size[0] - 2 && box[1] > 2 && box[3] < size[1] - 2 &&
       taken.every((other) => box[2] < other[0] || box[0] > other[2] || box[3] < other[1] || box[1] > other[3]);
     const order = rows.slice().sort((a, b) => (b.best - a.best) || (b.isFront - a.isFront));
@@ -77,11 +78,11 @@
     const at = (value) => (log ? Math.log10(value) : value);
     const pad = Math.max((at(most) - at(least)) * 0.13, log ? 0.05 : most * 0.05);
     const xs = [at(least) - pad, at(most) + pad];
-    const tops = rows.map((row) => row.top1), rise = Math.max(0.5, (Math.max(...tops) - Math.min(...tops)) * 0.18);
+    const tops = rows.flatMap((row) => (row.bounds ? [row.top1, row.bounds[1], row.bounds[2]] : [row.top1])), rise = Math.max(0.5, (Math.max(...tops) - Math.min(...tops)) * 0.18);
     const ys = [Math.min(...tops) - rise, Math.max(...tops) + rise];
     const size = [width - margin.l - margin.r, height - margin.t - margin.b];
     const px = (row) => (at(row[cost][0]) - xs[0]) / (xs[1] - xs[0]) * size[0];
-    const py = (row) => (ys[1] - row.top1) / (ys[1] - ys[0]) * size[1];
+    const py = (row, bound) => (ys[1] - (bound ? row.bounds[bound] : row.top1)) / (ys[1] - ys[0]) * size[1];
     const ink = css("--ink"), soft = css("--soft"), line = css("--line");
     const backends = Array.from(new Set(rows.map((row) => row.backend)));
     const front = rows.filter((row) => row.isFront).sort((a, b) => a[cost][0] - b[cost][0]);
@@ -99,6 +100,11 @@
           array: own.map((row) => (row[cost][2] === null ? 0 : row[cost][2] - row[cost][0])),
           arrayminus: own.map((row) => (row[cost][1] === null ? 0 : row[cost][0] - row[cost][1])),
         },
+        ...(own.some((row) => row.bounds) ? { error_y: {
+          type: "data", symmetric: false, thickness: 2, width: 0, color,
+          array: own.map((row) => (row.bounds ? row.bounds[2] - row.top1 : 0)),
+          arrayminus: own.map((row) => (row.bounds ? row.top1 - row.bounds[1] : 0)),
+        } } : {}),
         marker: {
           color, symbol: SYMBOLS[i % 6], size: own.map((row) => (row.best ? 14 : 9)),
           opacity: 1, line: { width: own.map((row) => (row.isFront ? 1.5 : 0)), color: ink },

@@ -2,12 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
-from edgejoule.records import Artifact, Caveat, Environment, Failure, Measurement, Ranking, Screened
+from edgejoule.records import (
+    Artifact,
+    Caveat,
+    Environment,
+    Epoch,
+    Evaluation,
+    Failure,
+    Interval,
+    Measurement,
+    Ranking,
+    Screened,
+    Training,
+)
 from edgejoule.report.reproduction import Beside
+
+
+class RecipeSpread(Protocol):
+    """One recipe's test top-1 over its seeds, as fractions."""
+
+    @property
+    def recipe(self) -> str: ...
+    @property
+    def seeds(self) -> Sequence[int]: ...
+    @property
+    def values(self) -> Sequence[float]: ...
+    @property
+    def mean(self) -> Interval: ...
+    @property
+    def std(self) -> float | None: ...
+
+
+class Spread(Protocol):
+    """How far a model's top-1 varies with the seed and with the recipe, as fractions."""
+
+    @property
+    def model(self) -> str: ...
+    @property
+    def dataset(self) -> str: ...
+    @property
+    def how(self) -> str: ...
+    @property
+    def recipes(self) -> Sequence[RecipeSpread]: ...
+    @property
+    def seed_std(self) -> float | None: ...
+    @property
+    def recipe_std(self) -> float | None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +67,10 @@ class Report:
     environments: tuple[Environment, ...] = ()
     caveats: tuple[Caveat, ...] = ()
     beside: tuple[Beside, ...] = ()
+    trainings: tuple[Training, ...] = ()
+    epochs: Mapping[str, tuple[Epoch, ...]] = field(default_factory=dict)  # by the training's key
+    spreads: tuple[Spread, ...] = ()
+    evaluations: tuple[tuple[str, Evaluation], ...] = ()  # with the artifact's label
     study_text: str = ""
     command: str = ""
     created_at: float = 0.0

@@ -9,7 +9,9 @@ from collections.abc import Sequence
 
 from edgejoule.records import Agreement, Pair, Ranking, RankRow
 from edgejoule.report import format as f
-from edgejoule.report.cells import BOUNDS, Cell, Head, esc, interval_cell, label_cell, number_cell, section, table, text_cell
+from edgejoule.report.cells import BOUNDS, Cell, Head, accuracy_cell, esc, interval_cell, label_cell, number_cell, section, table, text_cell
+
+ACCURACY = "Accuracy is labelled published or measured; its interval is over seeds where several were trained, else over the test images."
 
 
 def finding(ranking: Ranking) -> str:
@@ -40,7 +42,7 @@ def hero(ranking: Ranking) -> str:
     if ranking.rows and ranking.rows[0].rank == 1:
         row = ranking.rows[0]
         shown = (
-            (f"{_accuracy(ranking)} accuracy", f"{row.top1_pct:.2f} %" if row.top1_pct is not None else f.NONE, row.accuracy),
+            (f"{_accuracy(ranking)} accuracy", *_top1(row)),
             ("Energy per image", *_split(f.measure(row.energy_mj, "mJ", 1.0, ranking.grade))),
             ("Latency", *_split(f.measure(row.latency_ms, "ms"))),
             ("SAM", *_split(f.measure(row.sam))),
@@ -117,9 +119,7 @@ def ranking_sections(ranking: Ranking, number: int, several: bool) -> str:
     return (
         hero(ranking)
         + section("Accuracy against cost", f'<div class="plots">{plots}</div>', about)
-        + section(
-            title, ranking_table(ranking), f"Click a heading to sort. {BOUNDS.capitalize()}. Accuracy is labelled published or measured."
-        )
+        + section(title, ranking_table(ranking), f"Click a heading to sort. {BOUNDS.capitalize()}. {ACCURACY}")
         + section("Distilled beside plain", pairs_table(ranking.pairs), "The same network, trained with and without a teacher.")
         + section("Does stage 1 foretell stage 2?", agreement_table(ranking.agreements), agreement)
     )
@@ -136,7 +136,7 @@ def _ranking_row(row: RankRow, grade: str) -> tuple[Cell, ...]:
     return (
         number_cell(str(row.rank) if row.rank else f.NONE, row.rank or None),
         label_cell(row.model, note),
-        number_cell(f.top1(row.top1_pct), row.top1_pct, row.accuracy),
+        accuracy_cell(row.top1_pct, row.accuracy, row.top1, row.seeds),
         interval_cell(row.sam),
         interval_cell(row.energy_mj, "mJ", 1.0, grade),
         interval_cell(row.latency_ms, "ms"),
@@ -170,6 +170,11 @@ def _overlap(best: RankRow, runner: RankRow) -> bool:
     if best.sam is None or runner.sam is None or best.sam.low is None or runner.sam.high is None:
         return False
     return runner.sam.high >= best.sam.low
+
+
+def _top1(row: RankRow) -> tuple[str, str]:
+    value, bounds = _split(f.top1(row.top1_pct, "", row.top1))
+    return value, " ".join(filter(None, (bounds, f.accuracy_origin(row.accuracy, row.seeds) or row.accuracy)))
 
 
 def _split(measure: str) -> tuple[str, str]:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 WIDE = 200  # columns, where the output is a file or a pipe
 GAP = 2  # between columns: one of padding and one that rich puts between them
 WRAPPED = 30  # columns that wrapped text needs at least
-BOUNDS = re.compile(r" \[[^\[\]]*\]$")  # the interval behind a number
+BOUNDS = re.compile(r" \[[^\[\]]*\]")  # the interval behind a number
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from edgejoule.records import Artifact, Caveat, Cost, Failure, Interval, Measurement, ModelSpec, Ranking, RankRow, Screened
+from edgejoule.records import Accuracy, Artifact, Caveat, Cost, Failure, Interval, Measurement, ModelSpec, Ranking, RankRow, Screened
 from edgejoule.report import format as f
 from edgejoule.report import table as t
 from edgejoule.report.report import Sensitivity
@@ -48,13 +48,24 @@ def csv_rows(found: Sequence[Ranking]) -> str:
         "note",
         "artifact_sha256",
     )
-    header = ["model", "rank", "top1_pct", *(name + end for name in bounded for end in ("", "_low", "_high")), *plain, *shared]
+    header = [
+        "model",
+        "rank",
+        "top1_pct",
+        "top1_pct_low",
+        "top1_pct_high",
+        "seeds",
+        *(name + end for name in bounded for end in ("", "_low", "_high")),
+        *plain,
+        *shared,
+    ]
     lines = []
     for ranking in found:
         common = [getattr(ranking, name) for name in shared]
         for row in ranking.rows:
             bounds = [value for name in bounded for value in _bounds(getattr(row, name))]
-            lines.append([row.model, row.rank, row.top1_pct, *bounds, *(getattr(row, name) for name in plain), *common])
+            top1 = (row.top1_pct, *_bounds(row.top1)[1:], row.seeds)
+            lines.append([row.model, row.rank, *top1, *bounds, *(getattr(row, name) for name in plain), *common])
     return t.csv_text(header, lines)
 
 
@@ -202,7 +213,7 @@ def measurement(found: Measurement) -> str:
         *_memory_cells(found),
         (
             f.accuracy_name(accuracy.dataset) if accuracy else "top-1",
-            f"{f.top1(100 * accuracy.value, accuracy.kind)} on {accuracy.dataset}" if accuracy else "not known",
+            f"{_top1(accuracy)} on {accuracy.dataset}" if accuracy else "not known",
         ),
         ("weights, precision", f"{found.weights}, {found.precision}"),
         ("energy meter", sensed),
@@ -264,7 +275,7 @@ def _ranking_cells(row: RankRow, grade: str) -> tuple[str, ...]:
     return (
         str(row.rank) if row.rank else f.NONE,
         row.model,
-        f.top1(row.top1_pct, row.accuracy),
+        f.top1(row.top1_pct, row.accuracy, row.top1, row.seeds),
         f.measure(row.sam),
         f.measure(row.energy_mj, "mJ", 1.0, grade),
         f.measure(row.latency_ms, "ms"),
@@ -292,6 +303,12 @@ def _ranking_notes(ranking: Ranking) -> Iterable[str]:
 
 def _bounds(interval: Interval | None) -> tuple[float | None, float | None, float | None]:
     return (None, None, None) if interval is None else (interval.value, interval.low, interval.high)
+
+
+def _top1(accuracy: Accuracy) -> str:
+    bounds = None if accuracy.low is None or accuracy.high is None else Interval(accuracy.value, accuracy.low, accuracy.high, 1)
+    figure = f.top1(100 * accuracy.value) if bounds is None else f.percent(bounds)
+    return f"{figure} {f.accuracy_origin(accuracy.kind, accuracy.seeds)}"
 
 
 def _tau(tau: float | None) -> str:

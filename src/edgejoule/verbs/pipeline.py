@@ -37,16 +37,18 @@ def run(
     profile: Annotated[
         str | None, typer.Option(help="Use this profile instead of the study's: quick, standard, publish, paper, edgevit.")
     ] = None,
+    data: Annotated[str | None, typer.Option(help="Train on this instead of the study's data: 'cifar10(path=\"...\")'.")] = None,
     cache: Cache = None,
     as_json: Json = False,
 ) -> None:
-    """Run a whole study: screen, compile, measure, rank, report. Run it again to resume."""
+    """Run a whole study: screen, train, compile, measure, rank, report. Run it again to resume."""
     from edgejoule.plain import encode
     from edgejoule.report import reproduction, text
+    from edgejoule.report import training as tables
     from edgejoule.study import load_study, run_study
-    from edgejoule.study_file import with_measure
+    from edgejoule.study_file import with_data, with_measure
 
-    chosen = with_measure(load_study(study), meter=meter, profile=profile)
+    chosen = with_data(with_measure(load_study(study), meter=meter, profile=profile), data)
     folder = out or Path("runs") / chosen.study.name
     with Progress("every finished trial is stored") as progress:
         if chosen.study.cost:
@@ -56,7 +58,8 @@ def run(
         files = {"study": chosen.study.name, "store": str(outcome.store), "report": str(outcome.report)}
         print_json(files | encode({"rankings": outcome.rankings, "failures": outcome.failures, "beside": outcome.beside}))
     else:
-        print_text(text.rankings(outcome.rankings) + text.failures(outcome.failures))
+        trained = tables.trainings(outcome.trainings, outcome.epochs) + tables.spreads(outcome.spreads) if outcome.trainings else ""
+        print_text(trained + text.rankings(outcome.rankings) + text.failures(outcome.failures))
         if outcome.beside:
             print_text("\n" + "\n".join(reproduction.beside(found) for found in outcome.beside))
         print_text(f"\nresults  {outcome.store}\nreport   {outcome.report}\n")
@@ -217,14 +220,14 @@ def sustained_profile(duration: str, scenario: str) -> str:
 def compile_all(model: str, backends: list[str], plan: Any, weights: str, bench: Any, recipe: str = "") -> tuple[Any, ...]:
     """Artifacts of one model; the first that fails is the error."""
     from edgejoule.bench import Event
-    from edgejoule.catalog import find_model
     from edgejoule.errors import BackendError
+    from edgejoule.evaluating import spec_of_weights
     from edgejoule.records import Artifact
     from edgejoule.stages import compile_model
 
     artifacts = []
     bench.notify(Event("compile", f"{model} for {', '.join(backends)}", 0, len(backends)))
-    for result in compile_model(find_model(model, allow_code=True), backends, plan, weights, bench, recipe):
+    for result in compile_model(spec_of_weights(model, weights), backends, plan, weights, bench, recipe):
         if not isinstance(result, Artifact):
             raise BackendError(f"{result.variant} @ {result.backend}: {result.reason}")
         artifacts.append(result)

@@ -5,11 +5,11 @@ works. A leaf is a frozen dataclass with ``build(num_classes, **options) -> nn.M
 A new architecture is a file that registers its names with timm, and a name in the import below. Knows no backend, meter or study.
 """
 
-from edgejoule.zoo import edgevit_ablations, edgevit_variants, pvt_v1, t2t_vit, tnt, twins, uniformer
+from edgejoule.zoo import digits, edgevit_ablations, edgevit_variants, pvt_v1, t2t_vit, tnt, twins, uniformer
 from edgejoule.zoo.edgevit_released import load_released_weights
-from edgejoule.zoo.networks import build, build_meta, identify, spec_of_custom, spec_of_timm
+from edgejoule.zoo.networks import build, build_meta, dense_for_training, for_training, identify, seeded, spec_of_custom, spec_of_timm
 
-ARCHITECTURES = (edgevit_variants, edgevit_ablations, t2t_vit, uniformer, pvt_v1, tnt, twins)
+ARCHITECTURES = (edgevit_variants, edgevit_ablations, t2t_vit, uniformer, pvt_v1, tnt, twins, digits)
 LEAVES = {
     "timm": "edgejoule.zoo.timm:TimmModel",
     "backbone": "edgejoule.zoo.backbone:Backbone",
@@ -21,8 +21,11 @@ __all__ = [
     "LEAVES",
     "build",
     "build_meta",
+    "dense_for_training",
+    "for_training",
     "identify",
     "load_released_weights",
+    "seeded",
     "spec_of_custom",
     "spec_of_timm",
 ]

@@ -9,15 +9,15 @@ The maps are backbone.py's. Knows no data set, no loss schedule and no published
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-from edgejoule.errors import ModelError
-from edgejoule.zoo import torchvision
+from edgejoule import torchvision
+from edgejoule.errors import ModelError, SpecError, UnknownNameError
 from edgejoule.zoo.backbone import STRIDES, FeatureMaps, feature_maps
 from edgejoule.zoo.semantic_fpn import PYRAMID_CHANNELS, SemanticHead
 
@@ -137,3 +137,34 @@ def semantic_fpn(backbone: str | nn.Module, num_classes: int = 150) -> SemanticF
     is ``resnet18_v1c``. Raises UnknownNameError, ModelError.
     """
     return SemanticFPN(feature_maps(backbone), num_classes)
+
+
+HEADS: Mapping[str, Mapping[str, Callable[..., nn.Module]]] = {
+    "detection": {"retinanet": retinanet, "mask_rcnn": mask_rcnn},
+    "segmentation": {"semantic_fpn": semantic_fpn},
+}
+
+
+def head_of(kind: str, name: str) -> Callable[..., nn.Module]:
+    """What builds the head ``name`` for a task of ``kind`` ("detection", "segmentation"). Raises UnknownNameError for either."""
+    if kind not in HEADS:
+        raise UnknownNameError("kind of dense task", kind, HEADS, f"known: {', '.join(HEADS)}")
+    if name not in HEADS[kind]:
+        raise UnknownNameError(f"{kind} head", name, HEADS[kind], f"known: {', '.join(HEADS[kind])}")
+    return HEADS[kind][name]
+
+
+def build_head(name: str, backbone: str | nn.Module, num_classes: int, **options: Any) -> nn.Module:
+    """A network of the head ``name`` on a backbone: ``retinanet``, ``mask_rcnn`` or ``semantic_fpn``, called as those are.
+
+    Raises UnknownNameError for the head or the backbone, ModelError for a backbone without the maps, SpecError for options that the
+    head does not take.
+    """
+    known = {head: builder for heads in HEADS.values() for head, builder in heads.items()}
+    if name not in known:
+        raise UnknownNameError("head", name, known, f"known: {', '.join(known)}")
+    features = feature_maps(backbone)
+    try:
+        return known[name](features, num_classes, **options)
+    except (TypeError, ValueError) as error:
+        raise SpecError(f"cannot build {name} with {', '.join(options) or 'no options'} ({error}): give options that it takes") from error

@@ -20,8 +20,8 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from edgejoule import torchvision
 from edgejoule.errors import ModelError
-from edgejoule.zoo import torchvision
 
 torchvision.ensure()
 from timm.layers import DropPath, Mlp, trunc_normal_, use_fused_attn  # noqa: E402

@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from edgejoule.zoo import torchvision
+from edgejoule import torchvision
 from edgejoule.zoo.edgevit import (
     AttentionBlock,
     LocalAggregation,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from edgejoule.zoo import torchvision
+from edgejoule import torchvision
 from edgejoule.zoo.edgevit import PATCHES, EdgeViT
 from edgejoule.zoo.edgevit_released import checkpoint_filter_fn
 

@@ -47,7 +47,7 @@ def identify(spec: ModelSpec, seed: int = 0, weights: str = "auto") -> Variant:
     if weights not in ("auto", "pretrained"):
         return Variant(spec, "file", _weights.remember(weights), seed=seed)
     if not isinstance(leaf, (TimmModel, Backbone)):
-        with _seeded(seed):
+        with seeded(seed):
             module = _made(leaf, spec)
         return Variant(spec, "file", STATE + _weights.state_sha256(module), seed=seed)
     found = _weights.find_pretrained(leaf.config())
@@ -66,7 +66,7 @@ def build(variant: Variant) -> torch.nn.Module:
     spec = variant.spec
     leaf = registry.create("model", spec.builder)
     module: torch.nn.Module
-    with _seeded(_own_seed(variant)):
+    with seeded(_own_seed(variant)):
         if variant.weights == "random":
             module = _made(leaf, spec)
             crops = data.crops(live.PHOTOS, spec.preprocessing)
@@ -80,6 +80,55 @@ def build(variant: Variant) -> torch.nn.Module:
         else:
             module = _load(leaf, spec, _file(variant, leaf))
     return module.float().cpu().eval()
+
+
+def for_training(spec: ModelSpec, seed: int = 0, weights: str = "auto", drop_path: float | None = None) -> tuple[torch.nn.Module, str, str]:
+    """The network to begin training with, float32, on the CPU; ``random``, ``pretrained`` or ``file``; and the identity of its weights.
+
+    ``weights`` as in ``identify``. Random means fresh from the constructor: zero gammas and small heads are part of how a network learns,
+    and ``build``'s live weights are for measuring only. A head for other classes than the file's is fresh. ``drop_path`` None leaves the
+    network's own rate. Raises ModelError where weights cannot be had or the network takes no drop path, SpecError for the builder.
+    """
+    leaf = registry.create("model", spec.builder)
+    options = {} if drop_path is None else {"drop_path_rate": drop_path}
+    with seeded(seed):
+        if weights not in ("auto", "pretrained", "random"):
+            sha256 = _weights.remember(weights)
+            return _load(leaf, spec, Path(weights).expanduser(), **options).float().cpu(), "file", sha256
+        found = _weights.find_pretrained(leaf.config()) if weights != "random" and isinstance(leaf, (TimmModel, Backbone)) else None
+        if found is not None:
+            return _load(leaf, spec, _weights.fetch(found), **options).float().cpu(), "pretrained", found.sha256
+        if weights == "pretrained":
+            raise ModelError(f"no pretrained weights of {spec.name} in the hub's cache, and the hub does not offer them: go online once")
+        return _made(leaf, spec, **options).float().cpu(), "random", f"fresh(seed={seed})"
+
+
+def dense_for_training(
+    spec: ModelSpec, head: str, seed: int = 0, weights: str = "auto", drop_path: float | None = None
+) -> tuple[torch.nn.Module, str, str]:
+    """A head for detection or segmentation (``dense.HEADS``) of ``spec.num_classes`` on the maps of the spec's network.
+
+    Returns what ``for_training`` does. Weights are the backbone's; the head is fresh. Raises ModelError for a network that is
+    not timm's or has no maps, UnknownNameError for the head, and what ``for_training`` raises.
+    """
+    from edgejoule.zoo.backbone import feature_maps
+    from edgejoule.zoo.dense import build_head
+
+    leaf = registry.create("model", spec.builder)
+    if not isinstance(leaf, (TimmModel, Backbone)):
+        raise ModelError(f"{spec.name} cannot be a backbone: expected a network of timm or of the catalog")
+    options: dict[str, Any] = {} if drop_path is None else {"drop_path_rate": drop_path}
+    kind, identity = "random", f"fresh(seed={seed})"
+    if weights not in ("auto", "pretrained", "random"):
+        kind, identity, file = "file", _weights.remember(weights), Path(weights).expanduser()
+        options |= {"pretrained": True, "pretrained_cfg_overlay": {"file": str(file), "custom_load": False}}
+    elif weights != "random" and (found := _weights.find_pretrained(leaf.config())) is not None:
+        kind, identity = "pretrained", found.sha256
+        options |= {"pretrained": True, "pretrained_cfg_overlay": {"file": str(_weights.fetch(found)), "custom_load": False}}
+    elif weights == "pretrained":
+        raise ModelError(f"no pretrained weights of {spec.name} in the hub's cache, and the hub does not offer them: go online once")
+    with seeded(seed):
+        return build_head(head, feature_maps(leaf.name, **options), spec.num_classes), kind, identity
 
 
 def _own_seed(variant: Variant) -> int:
@@ -101,10 +150,10 @@ def build_meta(spec: ModelSpec) -> torch.nn.Module:
     return module.eval()
 
 
-def _made(leaf: Any, spec: ModelSpec) -> torch.nn.Module:
+def _made(leaf: Any, spec: ModelSpec, **options: Any) -> torch.nn.Module:
     """The module of a leaf; what a third party's leaf raises becomes a ModelError, so that other models go on."""
     try:
-        module: torch.nn.Module = leaf.build(num_classes=spec.num_classes)
+        module: torch.nn.Module = leaf.build(num_classes=spec.num_classes, **options)
     except EdgejouleError:
         raise
     except Exception as error:
@@ -125,7 +174,7 @@ def _file(variant: Variant, leaf: Any) -> Path:
     return _weights.fetch(found)
 
 
-def _load(leaf: Any, spec: ModelSpec, path: Path) -> torch.nn.Module:
+def _load(leaf: Any, spec: ModelSpec, path: Path, **options: Any) -> torch.nn.Module:
     """A network with a file's weights; timm's own code renames, converts and checks them where the network is timm's."""
     state = _weights.read_state(path)  # before timm does, so that a bad file is told from a bad fit
     if isinstance(leaf, (TimmModel, Backbone)):
@@ -133,8 +182,8 @@ def _load(leaf: Any, spec: ModelSpec, path: Path) -> torch.nn.Module:
         classes = leaf.config().get("num_classes")
         if isinstance(leaf, TimmModel) and classes != spec.num_classes and _classes_of(leaf, state) == spec.num_classes:
             overlay["num_classes"] = spec.num_classes  # a fine-tuned file: its head fits, and must not be thrown away
-        return leaf.build(spec.num_classes, pretrained=True, pretrained_cfg_overlay=overlay)
-    module = _made(leaf, spec)
+        return leaf.build(spec.num_classes, pretrained=True, pretrained_cfg_overlay=overlay, **options)
+    module = _made(leaf, spec, **options)
     try:
         module.load_state_dict(state)
     except RuntimeError as error:
@@ -151,7 +200,7 @@ def _classes_of(leaf: TimmModel, state: dict[str, torch.Tensor]) -> int | None:
 
 
 @contextmanager
-def _seeded(seed: int) -> Iterator[None]:
+def seeded(seed: int) -> Iterator[None]:
     """Constructors draw from torch's global generator: give them the seed, and put the generator back."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -16,8 +16,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from edgejoule import torchvision
 from edgejoule.errors import ModelError
-from edgejoule.zoo import torchvision
 
 torchvision.ensure()
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD  # noqa: E402

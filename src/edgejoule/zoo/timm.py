@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
+from edgejoule import torchvision
 from edgejoule.errors import ModelError, UnknownNameError
 from edgejoule.records import ModelSpec, Preprocessing
-from edgejoule.zoo import torchvision
 
 torchvision.ensure()
 import timm  # noqa: E402

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from edgejoule.zoo import torchvision
+from edgejoule import torchvision
 
 torchvision.ensure()
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD  # noqa: E402

@@ -14,8 +14,8 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from edgejoule import torchvision
 from edgejoule.errors import ModelError
-from edgejoule.zoo import torchvision
 from edgejoule.zoo.edgevit import ConditionalPosition
 
 torchvision.ensure()

@@ -14,7 +14,7 @@ from typing import Literal
 
 import torch
 
-from edgejoule.zoo import torchvision_operators as operators
+from edgejoule import torchvision_operators as operators
 
 _SCHEMAS = {"nms": operators.NMS_SCHEMA, "qnms": operators.QNMS_SCHEMA, "roi_align": operators.ROI_ALIGN_SCHEMA}
 # What the import needs and what detectors call. qnms is new in torchvision 0.28 and stays a declaration.

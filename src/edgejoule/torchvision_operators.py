@@ -1,7 +1,7 @@
 """torchvision's two compiled operators that detectors need, in torch alone: box suppression and region pooling. Knows no model.
 
 Both follow the definition of torchvision's own CPU kernels, element by element. They stand in where those kernels cannot
-load (zoo/torchvision.py decides that); elsewhere nothing imports them. Region pooling is a sum of few weighted pixels for
+load (torchvision.py decides that); elsewhere nothing imports them. Region pooling is a sum of few weighted pixels for
 each output element, which is what an embedding bag computes: no crop, no sample and no dense weight is ever stored.
 """
 

@@ -1,0 +1,226 @@
+"""The joint of accuracy: from stored trainings and evaluations to the one figure that a measurement carries into rankings.
+
+What was measured here stands before what others published, and says so; what is known of other seeds stands before one lucky training.
+Everything is computed again from records at any time. Opens no store, runs no network.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from edgejoule.caveats import caveat
+from edgejoule.records import Accuracy, Artifact, Caveat, Evaluation, Interval, ModelSpec, Training
+
+TEST = "test"
+
+
+def accuracy_of(artifact: Artifact, trainings: Iterable[Training], evaluations: Iterable[Evaluation]) -> Accuracy | None:
+    """The top-1 of an artifact, the first of these that is known; None where nothing is.
+
+    1. Its weights are those of a training which was made with several seeds: the mean over the seeds, its t-interval and standard
+       deviation. Where the artifact itself was evaluated on the same images, all are shifted by its own top-1 less its training's, so
+       that what compiling lost is not forgotten (assumed the same for every seed; clipped to [0, 1]). The interval is about training:
+       the test images are the same for all seeds, and ``n`` says how many they are.
+    2. Its newest evaluation on a test split, with Wilson's interval.
+    3. The float32 accuracy of the training that made its weights.
+    4. What the catalog says was published.
+    """
+    trainings = tuple(trainings)
+    own, evaluated = training_of(artifact, trainings), evaluation_of(artifact, evaluations)
+    if own is not None and own.accuracy is not None:
+        seeds = seeds_of(own, trainings)
+        if len(seeds) > 1:
+            return _over_seeds(seeds, _lost(own, evaluated), evaluated)
+    if evaluated is not None:
+        top1 = evaluated.scores.top1
+        source = f"evaluated on {evaluated.data} in its own runtime"
+        return Accuracy(evaluated.dataset, evaluated.split, top1.value, "measured", source, top1.n, top1.low, top1.high)
+    if own is not None and own.accuracy is not None:
+        return own.accuracy
+    return published_accuracy(artifact.variant.spec)
+
+
+def doubts_of(artifact: Artifact, trainings: Iterable[Training], evaluations: Iterable[Evaluation]) -> tuple[Caveat, ...]:
+    """What must be said beside ``accuracy_of``: that the compiled file itself was not evaluated, or what its evaluation doubts."""
+    evaluated = evaluation_of(artifact, evaluations)
+    if evaluated is not None:
+        return evaluated.caveats
+    own = training_of(artifact, trainings)
+    if own is None or own.accuracy is None:
+        return ()
+    return (caveat("accuracy_of_training", f"{100 * own.accuracy.value:.2f} % on {own.accuracy.dataset}, {own.recipe}, seed {own.seed}"),)
+
+
+def published_accuracy(spec: ModelSpec) -> Accuracy | None:
+    """The catalog's top-1, labelled as published; None where nobody published one."""
+    published = spec.published
+    if published is None or published.top1_pct is None:
+        return None
+    return Accuracy(spec.dataset, "validation", published.top1_pct / 100, "published", published.source)
+
+
+def training_of(artifact: Artifact, trainings: Iterable[Training]) -> Training | None:
+    """The training that ended with the artifact's weights, the newest of several; None for weights from elsewhere."""
+    return next((one for one in reversed(tuple(trainings)) if one.weights_id == artifact.variant.weights_id), None)
+
+
+def evaluation_of(artifact: Artifact, evaluations: Iterable[Evaluation]) -> Evaluation | None:
+    """The artifact's evaluation on a test split: of the data that was used last, the one on most images, the newest of equals."""
+    mine = [one for one in evaluations if one.artifact_sha256 == artifact.sha256 and one.split == TEST]
+    if not mine:
+        return None
+    newest = max(mine, key=lambda one: one.evaluated_at)
+    alike = [one for one in mine if (one.dataset, one.origin) == (newest.dataset, newest.origin)]
+    return max(alike, key=lambda one: (one.scores.n, one.evaluated_at))
+
+
+def seeds_of(own: Training, trainings: Iterable[Training]) -> tuple[Training, ...]:
+    """The tested trainings that differ from ``own`` in nothing but the seed, ``own`` among them, by seed; of one seed the newest."""
+    alike = [one for one in trainings if one.accuracy is not None and _but_for_seed(one) == _but_for_seed(own)]
+    return tuple(sorted({**{one.seed: one for one in alike}, own.seed: own}.values(), key=lambda one: one.seed))
+
+
+def over_seeds(trainings: Iterable[Training]) -> tuple[tuple[Training, Accuracy], ...]:
+    """For each model and recipe its first seed's training, and the test accuracy over all seeds (dense tasks: the validation score's)."""
+    groups: dict[tuple[object, ...], list[Training]] = {}
+    for one in trainings:
+        score = one.accuracy or one.validation
+        if score is not None:
+            groups.setdefault(_but_for_seed(one), []).append(replace(one, accuracy=score))
+    found = []
+    for group in groups.values():
+        seeds = sorted({one.seed: one for one in group}.values(), key=lambda one: one.seed)
+        accuracy = _over_seeds(seeds, 0.0, None) if len(seeds) > 1 else seeds[0].accuracy
+        assert accuracy is not None
+        found.append((seeds[0], accuracy))
+    return tuple(found)
+
+
+def _but_for_seed(one: Training) -> tuple[object, ...]:
+    begun = "" if one.initial == "random" else one.initial_id  # random weights are made from the seed
+    return one.spec.name, one.head, one.data, one.origin, one.recipe, one.distill, one.initial, begun, one.mixed_precision
+
+
+def _over_seeds(seeds: Sequence[Training], lost: float, evaluated: Evaluation | None) -> Accuracy:
+    from edgejoule.measure.stats import t_interval
+
+    known = [one.accuracy for one in seeds if one.accuracy is not None]
+    values = [accuracy.value for accuracy in known]
+    found = t_interval(values)
+    value, low, high = (None if bound is None else _clipped(bound - lost) for bound in (found.value, found.low, found.high))
+    assert value is not None
+    how = "; less what compiling lost" if evaluated is not None and lost else ""
+    return replace(
+        known[0],
+        value=value,
+        kind="measured",
+        source=f"{len(values)} seeds of {seeds[0].recipe}, float32 in torch{how}",
+        low=low,
+        high=high,
+        seeds=len(values),
+        std=_deviation(values),
+    )
+
+
+def _lost(own: Training, evaluated: Evaluation | None) -> float:
+    """How much of its training's top-1 an artifact lost on the same images, as a fraction; 0 where that is not known."""
+    if own.accuracy is None or evaluated is None or (evaluated.origin, evaluated.dataset) != (own.origin, own.accuracy.dataset):
+        return 0.0
+    same = own.accuracy.n in (None, evaluated.scores.n)
+    return own.accuracy.value - evaluated.scores.top1.value if same else 0.0
+
+
+def _clipped(value: float) -> float:
+    return min(1.0, max(0.0, value))
+
+
+def _deviation(values: Sequence[float]) -> float:
+    mean = math.fsum(values) / len(values)
+    return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
+
+
+# ---------------------------------------------------------------- how much seeds and recipes matter
+
+
+@dataclass(frozen=True, slots=True)
+class RecipeSpread:
+    """One recipe's test top-1 over its seeds, as fractions; ``std`` is None for one seed."""
+
+    recipe: str
+    seeds: tuple[int, ...]
+    values: tuple[float, ...]
+    mean: Interval  # t-interval over the seeds, clipped to [0, 1]
+    std: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """How far the top-1 of one model on one data set varies with the seed, and with the recipe. Fractions; None where not known."""
+
+    model: str
+    dataset: str
+    how: str  # what all the trainings share: what they began with, and their teacher
+    recipes: tuple[RecipeSpread, ...]
+    seed_std: float | None  # pooled over the recipes
+    recipe_std: float | None  # of the recipes' own means, chance of the seed taken off
+
+
+def spread(trainings: Iterable[Training]) -> tuple[Spread, ...]:
+    """For each model that was trained more than once on the same data: recipes by seeds, and the standard deviation that each brings.
+
+    Recipes are taken as a random effect: ``y_ij = m + r_i + e_ij``. With a recipes, n_i seeds each, N in all, ``MSE`` = the sum of squares
+    within recipes over N - a, and ``MSA`` = the sum of n_i (mean_i - mean)^2 over a - 1, the ANOVA estimators are ``seed_std^2 = MSE`` and
+    ``recipe_std^2 = (MSA - MSE) / n0`` with ``n0 = (N - sum of n_i^2 / N) / (a - 1)``; a negative estimate is 0. Known only for N > a, and
+    the second for a > 1. Source: Searle, Casella and McCulloch 1992, "Variance Components", section 3.6 (unbalanced one-way).
+    """
+    models: dict[tuple[object, ...], dict[str, dict[int, Training]]] = {}
+    for one in trainings:
+        if one.accuracy is not None:
+            model = _but_for_seed(replace(one, recipe=""))
+            models.setdefault(model, {}).setdefault(one.recipe, {})[one.seed] = one
+    found = [_spread([list(seeds.values()) for seeds in recipes.values()]) for recipes in models.values()]
+    return tuple(one for one in found if sum(len(recipe.values) for recipe in one.recipes) > 1)
+
+
+def _spread(groups: Sequence[Sequence[Training]]) -> Spread:
+    first = groups[0][0]
+    assert first.accuracy is not None
+    rows = tuple(_recipe_spread(group) for group in groups)
+    within, between = variance_components([row.values for row in rows])
+    started = f"initial weights {first.initial}"
+    return Spread(
+        first.spec.name,
+        first.accuracy.dataset,
+        f"{started}, learning from {first.distill}" if first.distill else started,
+        rows,
+        None if within is None else math.sqrt(within),
+        None if between is None else math.sqrt(between),
+    )
+
+
+def _recipe_spread(group: Sequence[Training]) -> RecipeSpread:
+    from edgejoule.measure.stats import t_interval
+
+    ordered = sorted(group, key=lambda one: one.seed)
+    values = tuple(one.accuracy.value for one in ordered if one.accuracy is not None)
+    deviation, mean = _deviation(values) if len(values) > 1 else None, t_interval(values)
+    low, high = (None if bound is None else _clipped(bound) for bound in (mean.low, mean.high))
+    mean = Interval(mean.value, low, high, mean.n)
+    return RecipeSpread(ordered[0].recipe, tuple(one.seed for one in ordered), values, mean, deviation)
+
+
+def variance_components(groups: Sequence[Sequence[float]]) -> tuple[float | None, float | None]:
+    """Variances within and between groups of values, by the formulas of ``spread``; every group holds at least one value."""
+    a, total = len(groups), sum(map(len, groups))
+    if total <= a:
+        return None, None
+    means = [math.fsum(group) / len(group) for group in groups]
+    inside = math.fsum((value - mean) ** 2 for group, mean in zip(groups, means, strict=True) for value in group) / (total - a)
+    if a < 2:
+        return inside, None
+    grand = math.fsum(value for group in groups for value in group) / total
+    among = math.fsum(len(group) * (mean - grand) ** 2 for group, mean in zip(groups, means, strict=True)) / (a - 1)
+    effective = (total - sum(len(group) ** 2 for group in groups) / total) / (a - 1)
+    return inside, max(0.0, (among - inside) / effective)

@@ -1,0 +1,362 @@
+"""The joint of training: hands labelled data, a recipe and a network to the loop, and keeps what comes out.
+
+Each run has a key, a hash of all that determines its weights; a run whose key and weights are there is not made again, one that
+was interrupted goes on from its checkpoint. With several processes (``accelerate launch``) the first alone writes and tells.
+Knows no backend, no meter and no ranking.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgejoule import registry
+from edgejoule.bench import Bench, Event, writable
+from edgejoule.errors import DataError, ModelError, SpecError, TrainingError
+from edgejoule.plain import digest, encode
+from edgejoule.records import Accuracy, Epoch, Failure, ModelSpec, Training
+from edgejoule.study_file import TrainPlan
+from edgejoule.trained import is_there, keep_training, write_weights
+
+if TYPE_CHECKING:
+    from edgejoule.seams import LabelledData
+    from edgejoule.store import Store
+    from edgejoule.train.recipe import Recipe
+
+VERSION = 1  # raise it with any change of what a recipe, a seed and data give: finished runs are then made anew
+OF_ONE_RUN = (ModelError, SpecError, TrainingError)
+
+
+@dataclass(frozen=True, slots=True)
+class Hardware:
+    """How a run is spread over the machine: nothing here decides what is learned, but for rounding."""
+
+    mixed_precision: str = "no"
+    accumulate: int = 1
+    workers: int | None = None  # None: as many as help
+    device: str = "auto"
+    checkpoint_s: float = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One training run to make. ``spec`` is the catalog's; ``head`` names a dense head for detection and segmentation."""
+
+    spec: ModelSpec
+    data: str
+    recipe: str
+    seed: int
+    weights: str = "auto"
+    distill: str = ""
+    head: str = ""
+    max_bad_images: int = 0
+
+
+def check(plan: TrainPlan, head: str = "") -> None:
+    """Raises before any work for what would stop a run later: data, recipe or distillation that is not there or does not fit."""
+    data, recipes = open_data(plan.data), [_recipe(text) for text in plan.recipes]
+    for recipe in recipes:
+        if recipe.kind != data.kind:
+            raise SpecError(f"the recipe {recipe.name} is for {recipe.kind}, and {plan.data} is a {data.kind} set: name one that fits")
+    if data.kind != "classification" and not head:
+        raise SpecError(f"{plan.data} is a {data.kind} set: name a head, such as --head {HEADS[data.kind]}")
+    if head and data.kind != "classification":
+        from edgejoule.zoo.dense import head_of
+
+        head_of(data.kind, head)
+    if head and data.kind == "classification":
+        raise SpecError(f"--head {head} is for detection and segmentation, and {plan.data} is a classification set: leave it out")
+    if plan.distill:
+        from edgejoule.train.distil import parse
+
+        parse(plan.distill)
+        if data.kind != "classification":
+            raise SpecError(f"distillation is for classification, and {plan.data} is a {data.kind} set: leave it out")
+
+
+HEADS = {"detection": "retinanet", "segmentation": "semantic_fpn"}
+
+
+def open_data(text: str) -> LabelledData:
+    """The labelled set that a spelling names. Raises SpecError for the spelling, DataError where it cannot be read here."""
+    found: LabelledData = registry.create("data", text)
+    if missing := found.probe():
+        raise DataError(f"{registry.canonical(text)} cannot be used here: {missing}")
+    return found
+
+
+def runs_of(specs: Sequence[ModelSpec], plan: TrainPlan, seed: int, head: str = "") -> tuple[Run, ...]:
+    """The runs of a plan, seeds innermost: every model by every recipe with every seed."""
+    return tuple(
+        Run(spec, registry.canonical(plan.data), recipe, seed + n, plan.weights, plan.distill, head, plan.max_bad_images)
+        for spec in specs
+        for recipe in plan.recipes
+        for n in range(plan.seeds)
+    )
+
+
+def train_all(
+    runs: Sequence[Run], out: Path, store: Store | None, number: int, bench: Bench, hardware: Hardware = Hardware()
+) -> Iterator[Training | Failure]:
+    """Every run, one after another: what came out, or why nothing did. Those that the store holds already are not made again.
+
+    ``store`` is None in all processes but the first. Raises what stops them all: data that cannot be read, a disk that is full.
+    """
+    opened = {text: open_data(text) for text in dict.fromkeys(run.data for run in runs)}  # once: shards are indexed when opened
+    for done, run in enumerate(runs):
+        bench.notify(Event("train", f"{run.spec.name}, {run.recipe}, seed {run.seed}: run {done + 1} of {len(runs)}"))
+        try:
+            training = train_one(run, opened[run.data], out, store, number, bench, hardware)
+        except OF_ONE_RUN as error:
+            yield Failure(run.spec.name, "", "train", f"{run.recipe}, seed {run.seed}: {error}")
+            continue
+        if training is not None:
+            yield training
+
+
+@dataclass(frozen=True, slots=True)
+class _Start:
+    """All that determines what a run gives, and the network that it begins with."""
+
+    key: str
+    spec: ModelSpec  # as trained
+    recipe: Recipe
+    recipe_text: str
+    distill_text: str
+    origin: str
+    module: Any  # nn.Module
+    initial: str
+    initial_id: str
+    file: Path  # of the weights, relative to the results' folder
+
+
+def train_one(
+    run: Run, data: LabelledData, out: Path, store: Store | None, number: int, bench: Bench, hardware: Hardware
+) -> Training | None:
+    """One run, from the store, from its checkpoint or from the beginning; None in all processes but the first.
+
+    Raises TrainingError, ModelError, SpecError, DataError and OutputError.
+    """
+    from edgejoule.train.loop import train
+
+    start = _start(run, data, hardware)
+    if _agreed(store is not None and is_there(store, start.key, out / start.file), hardware):
+        return store.trainings()[start.key] if store is not None else None
+    settings = _settings(run, start, out, hardware)
+    task = _task(run, data, start, out, settings.workers)
+
+    def keep(epoch: Epoch) -> None:
+        if store is not None:
+            store.add_epoch(start.key, epoch)
+
+    done = train(start.module, task, start.recipe, settings, on_epoch=keep, notify=bench.notify)
+    if store is None:
+        return None
+    training = Training(
+        key=start.key,
+        spec=start.spec,
+        initial=start.initial,
+        initial_id=start.initial_id,
+        data=run.data,
+        origin=start.origin,
+        recipe=start.recipe_text,
+        distill=start.distill_text,
+        seed=run.seed,
+        weights_id=write_weights(done.module, out / start.file),
+        weights=str(start.file),
+        steps=done.steps,
+        seconds=done.seconds,
+        processes=done.processes,
+        mixed_precision=done.mixed_precision,
+        versions=done.versions,
+        validation=_validation(done.epochs, task, data),
+        accuracy=_tested(done.module, data, start.spec, bench),
+        bad_images=done.bad_images,
+        head=run.head,
+    )
+    keep_training(training, store, number)
+    return training
+
+
+def trained_spec(spec: ModelSpec, data: LabelledData, recipe: Recipe) -> ModelSpec:
+    """The row of the network as it will be: the data's classes and name, the recipe's crop, nothing published."""
+    from edgejoule.train.augment import preprocessing_for
+
+    preprocessing = preprocessing_for(spec.preprocessing, recipe) if data.kind == "classification" else spec.preprocessing
+    return replace(spec, num_classes=len(data.classes), dataset=data.dataset, preprocessing=preprocessing, published=None, plain="")
+
+
+def _start(run: Run, data: LabelledData, hardware: Hardware) -> _Start:
+    from edgejoule import zoo
+    from edgejoule.train import distil, recipes
+
+    recipe = _recipe(run.recipe)
+    spec = trained_spec(run.spec, data, recipe)
+    if run.head:
+        module, initial, initial_id = zoo.dense_for_training(spec, run.head, run.seed, run.weights, recipe.drop_path)
+    else:
+        module, initial, initial_id = zoo.for_training(spec, run.seed, run.weights, recipe.drop_path)
+    texts = (recipes.canonical(run.recipe), distil.canonical(run.distill))
+    origin = data.origin()
+    what = [VERSION, spec, initial_id, run.data, origin, *texts, _teacher_id(run.distill), run.head, run.seed, hardware.mixed_precision]
+    key = digest(what)
+    name = re.sub(r"[^\w.-]+", "_", f"{spec.name}_{run.head}" if run.head else spec.name)
+    file = Path("weights") / f"{name}-seed{run.seed}-{key[:12]}.safetensors"
+    return _Start(key, spec, recipe, *texts, origin, module, initial, initial_id, file)
+
+
+def _recipe(text: str) -> Recipe:
+    from edgejoule.train import recipes
+
+    return recipes.find(text)
+
+
+def _settings(run: Run, start: _Start, out: Path, hardware: Hardware) -> Any:
+    from edgejoule.train.loop import Settings
+
+    return Settings(
+        folder=writable(out / "checkpoints" / start.file.stem),
+        key=start.key,
+        seed=run.seed,
+        mixed_precision=hardware.mixed_precision,  # type: ignore[arg-type]  # the verb has checked both
+        accumulate=hardware.accumulate,
+        workers=_workers(hardware),
+        checkpoint_s=hardware.checkpoint_s,
+        max_bad_images=run.max_bad_images,
+        device=hardware.device,  # type: ignore[arg-type]
+    )
+
+
+def _workers(hardware: Hardware) -> int:
+    """Readers of images beside each process: none on a CPU, which they would share, up to eight where a GPU computes."""
+    import torch
+
+    if hardware.workers is not None:
+        return hardware.workers
+    if hardware.device == "cpu" or not torch.cuda.is_available():
+        return 0
+    return max(1, min(8, (os.cpu_count() or 2) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+
+
+# ---------------------------------------------------------------- what is learned
+
+
+def _task(run: Run, data: LabelledData, start: _Start, out: Path, workers: int) -> Any:
+    """The task of the loop: classification, with a teacher where one is asked for; detection or segmentation."""
+    splits: tuple[Any, Any] = (data.split("train"), data.split("validation"))
+    if data.kind == "detection":
+        from edgejoule.train.dense import Detection
+
+        return Detection(*splits, start.recipe, run.seed, frozen_statistics=start.initial != "random", workers=workers)
+    if data.kind == "segmentation":
+        from edgejoule.train.dense import Segmentation
+
+        return Segmentation(*splits, start.recipe, run.seed, workers=workers)
+    from edgejoule.train.classification import Classification
+
+    distiller = _distiller(run, start, out) if run.distill else None
+    classes, preprocessing = start.spec.num_classes, start.spec.preprocessing
+    return Classification(*splits, classes, preprocessing, start.recipe, run.seed, distiller, workers=workers)
+
+
+def _distiller(run: Run, start: _Start, out: Path) -> Any:
+    """Learning from a teacher of any family and input size, which must know the student's classes."""
+    from edgejoule import zoo
+    from edgejoule.catalog import find_model
+    from edgejoule.train import distil
+
+    plan = distil.parse(run.distill)
+    found, classes = find_model(plan.shared.teacher), start.spec.num_classes
+    known = found.num_classes if plan.shared.weights in ("auto", "pretrained") else classes
+    spec = replace(found, num_classes=known, dataset=start.spec.dataset, published=None)
+    teacher, kind, identity = zoo.for_training(spec, 0, plan.shared.weights)
+    if kind != "random" and not _same_weights(teacher, zoo.for_training(spec, 1, plan.shared.weights)[0]):
+        raise TrainingError(
+            f"the weights of the teacher {plan.shared.teacher} do not fill all of it (is its head for other classes?), "
+            "and what is random teaches nothing: fine-tune it on this data first"
+        )
+    return distil.open_distiller(
+        plan,
+        teacher,
+        teacher_preprocessing=spec.preprocessing,
+        teacher_weights=kind,  # type: ignore[arg-type]  # one of three words
+        student_preprocessing=start.spec.preprocessing,
+        num_classes=classes,
+        seed=run.seed,
+        cache_folder=out / "teacher",
+        identity={
+            "teacher": identity,
+            "builder": spec.builder,
+            "origin": start.origin,
+            "preprocessing": encode(start.spec.preprocessing),
+            "augmentation": distil.augmentation_of(start.recipe),
+            "seed": run.seed,
+        },
+    )
+
+
+def _same_weights(one: Any, other: Any) -> bool:
+    """Two networks made with two seeds are equal exactly where every tensor came from the file."""
+    import torch
+
+    pairs = zip(one.state_dict().values(), other.state_dict().values(), strict=True)
+    return all(torch.equal(mine, its) for mine, its in pairs)
+
+
+def _teacher_id(text: str) -> str:
+    """What determines a teacher's weights: their file's sha256 where one is named, else the spelling."""
+    from edgejoule.train import distil
+    from edgejoule.zoo.weights import remember
+
+    if not text:
+        return ""
+    weights = distil.parse(text).shared.weights
+    return weights if weights in ("auto", "pretrained") else remember(weights)
+
+
+def _validation(epochs: Sequence[Epoch], task: Any, data: LabelledData) -> Accuracy | None:
+    """The last epoch's headline score: what recipes are chosen by. The last, never the best: the best of many is luck."""
+    if not epochs or task.headline not in epochs[-1].scores:
+        return None
+    name = data.dataset if task.headline == "top1" else f"{data.dataset} {task.headline}"
+    return Accuracy(name, "validation", epochs[-1].scores[task.headline], "measured", f"epoch {epochs[-1].number}, float32 in torch")
+
+
+def _tested(module: Any, data: LabelledData, spec: ModelSpec, bench: Bench) -> Accuracy | None:
+    """Top-1 on the test split, which nothing was chosen by; None for dense tasks, whose sets have no labelled test split."""
+    if data.kind != "classification":
+        return None
+    import torch
+
+    from edgejoule.datasets.classification import scores
+    from edgejoule.train.classification import logits
+
+    images = data.split("test")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    bench.notify(Event("train", f"{spec.name}: {len(images)} test images"))
+    found, labels, _ = logits(module.to(device), images, spec.preprocessing, device)
+    top1 = scores(found, labels, data.classes).top1
+    return Accuracy(data.dataset, "test", top1.value, "measured", "float32 in torch", top1.n, top1.low, top1.high)
+
+
+# ---------------------------------------------------------------- what is kept
+
+
+def _agreed(decision: bool, hardware: Hardware) -> bool:
+    """The first process's decision, in all of them."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return decision
+    from accelerate import PartialState
+    from accelerate.utils import broadcast_object_list
+
+    PartialState(cpu=hardware.device == "cpu")
+    return bool(broadcast_object_list([decision])[0])
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes and tells: the only one, or the first of ``accelerate launch``."""
+    return int(os.environ.get("RANK", "0")) == 0
