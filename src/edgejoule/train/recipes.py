@@ -96,9 +96,10 @@ _DIGITS = Recipe(
     name="digits",
     kind="classification",
     about="scikit-learn's digits from random weights, on two cores: random crops, and no flip, since a mirrored digit is none",
-    source="this project's own, chosen by the 193 validation images on two seeds: crops of 0.8 and more of an image (0.6 leaves a plain ViT "
-    "at 93 %), 2e-3 with clipped gradients",
-    expect="measured here, seed 0, on 374 test images: edgevit_digits 99.7 %, tiny_vit_digits 98.9 %, levit_digits 98.7 % (edgejoule run digits)",
+    source="this project's own, chosen by the 193 validation images on two seeds: crops of 0.8 and more of an image (0.6 leaves a plain "
+    "ViT at 93 %), 2e-3 with clipped gradients",
+    expect="measured here, seed 0, on 374 test images: edgevit_digits 99.7 %, tiny_vit_digits 98.9 %, levit_digits 98.7 % "
+    "(edgejoule run digits)",
     cost="measured here on two quiet cores: edgevit_digits 50 s, tiny_vit_digits 44 s, levit_digits 35 s",
     epochs=20,
     batch=32,
