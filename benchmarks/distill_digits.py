@@ -142,7 +142,7 @@ def main() -> None:
     parser.add_argument("--teacher", default="edgevit_digits")
     parser.add_argument("--distill", default='soft(teacher="edgevit_digits", alpha=0.5, temperature=2.0)')
     parser.add_argument("--recipe", default="digits")
-    parser.add_argument("--steps", type=int, default=1200, help="optimiser steps of every run")
+    parser.add_argument("--steps", type=int, default=760, help="optimiser steps of every run")
     parser.add_argument("--share", type=float, action="append", help="labelled share of the training split; may be repeated")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--json", type=Path)

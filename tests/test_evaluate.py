@@ -29,7 +29,6 @@ from edgejoule.store import NAME, Store
 from edgejoule.verbs.evaluating import evaluate
 from tests import networks
 from tests.fakes.artifacts import PREPROCESSING, onnx_artifact
-from tests.test_accuracies import training
 
 RANDOM = np.random.default_rng(3)
 NAMES = tuple("abcdefgh")
@@ -362,21 +361,23 @@ def test_weights_that_are_gone_are_a_reason_and_a_wrong_file_an_error(
         reference_of(made, str(path.with_name("none.safetensors")), bench)
 
 
-def test_a_weights_file_is_recognised_by_the_store_of_its_training(trained: tuple[Variant, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_weights_file_says_itself_what_it_is(tmp_path: Path, trained: tuple[Variant, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from edgejoule.trained import noted_spec, write_weights
+
     variant, path = trained
     wide = replace(variant.spec, num_classes=1000, dataset="imagenet-1k", published=Published(80.0, 1.0, 1.0, "a table"))
     monkeypatch.setattr("edgejoule.evaluating.find_model", lambda name, allow_code: wide)
     data: Any = Shades(classes=tuple("abcde"))
     assert spec_for("linear", "auto", data) == wide
-    guessed = spec_for("linear", str(path), data)  # nobody knows the file: the data's classes, the catalog's preprocessing
-    assert (guessed.num_classes, guessed.dataset, guessed.published) == (5, "shades", None)
+    guessed = spec_for("linear", str(path), data)  # the file says nothing: the data's classes, the catalog's preprocessing
+    assert (guessed.num_classes, guessed.dataset, guessed.published) == (5, "unknown", None)
     noted = replace(variant.spec, preprocessing=replace(variant.spec.preprocessing, crop_pct=1.0))
-    run = replace(training(0, 0.9), spec=noted, weights_id=variant.weights_id)
-    with Store.open(path.parent / NAME) as store:
-        store.add_training(store.begin_run("train", "", "", "0"), run)
-    assert spec_for("linear", str(path), data) == noted
-    path.write_bytes(path.read_bytes() + b" ")
-    assert spec_for("linear", str(path), data) == guessed
+    write_weights(torch.nn.Linear(2, 2), tmp_path / "moved" / "w.safetensors", noted)
+    assert spec_for("linear", str(tmp_path / "moved" / "w.safetensors"), data) == noted
+    (tmp_path / "bad.safetensors").write_bytes(b"no such thing")
+    assert noted_spec(tmp_path / "bad.safetensors") is None and noted_spec(tmp_path / "none.safetensors") is None
 
 
 # ---------------------------------------------------------------- the verb
@@ -411,7 +412,8 @@ def test_the_verb_compiles_a_model_with_the_weights_of_a_training(
         run("linear", "--data", data)
     done = run("linear", "--data", data, "--weights", str(trained[1]), "--cache", str(tmp_path / "c"), "--json")
     found = json.loads(done.stdout)
-    assert found["agreement"]["value"] == 1.0 and found["drop"]["value"] == 0.0 and found["scores"]["n"] == 23 and not found["caveats"]
+    assert found["agreement"]["value"] == 1.0 and found["drop"]["value"] == 0.0 and found["scores"]["n"] == 23
+    assert [doubt["code"] for doubt in found["caveats"]] == ["classes_assumed"]  # the file says nothing of itself
 
 
 # ---------------------------------------------------------------- as text and on the page

@@ -265,7 +265,7 @@ def reference(network: nn.Module, indices: list[int]) -> tuple[torch.Tensor, tor
 @pytest.mark.parametrize("workers", [0, 2])
 def test_scores_are_top1_and_likelihood_of_the_images_that_can_be_decoded(workers: int) -> None:
     network = Network()
-    one = Classification(Coloured(), Coloured(bad=(2, 7)), 3, SMALL, HEAVY, 0, workers=workers)
+    one = Classification(Coloured(), Coloured(bad=(2, 7)), 3, SMALL, HEAVY, 0, workers=workers, max_bad_images=2)
     scored, labels = reference(network, [index for index in range(12) if index not in (2, 7)])
     scores = one.scores(network, CPU)
     assert scores["top1"] == pytest.approx(float((scored.argmax(-1) == labels).float().mean()))
@@ -293,7 +293,11 @@ def test_a_batch_of_bad_images_only_is_passed_over() -> None:
 def test_with_nothing_to_judge_by_there_is_no_score() -> None:
     nothing = Coloured(2, bad=(0, 1))
     with pytest.raises(DataError, match="no image to judge"):
-        task(validation=nothing).scores(Network(), CPU)
+        Classification(Coloured(), nothing, 3, SMALL, QUIET, 0, max_bad_images=2).scores(Network(), CPU)
+    with pytest.raises(BadImageError, match=r"picture 1 \(1 such images are allowed"):
+        Classification(Coloured(), nothing, 3, SMALL, QUIET, 0, max_bad_images=1).scores(Network(), CPU)
+    with pytest.raises(BadImageError, match="picture 0"):
+        logits(Network(), nothing, SMALL, CPU, max_bad_images=0)
     with pytest.raises(DataError, match="no image to judge"):
         logits(Network(), nothing, SMALL, CPU)
     with pytest.raises(DataError, match="no image to judge"):

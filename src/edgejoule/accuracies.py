@@ -28,7 +28,8 @@ def accuracy_of(artifact: Artifact, trainings: Iterable[Training], evaluations: 
     4. What the catalog says was published.
     """
     trainings = tuple(trainings)
-    own, evaluated = training_of(artifact, trainings), evaluation_of(artifact, evaluations)
+    own = training_of(artifact, trainings)
+    evaluated = evaluation_of(artifact, evaluations, own)
     if own is not None and own.accuracy is not None:
         seeds = seeds_of(own, trainings)
         if len(seeds) > 1:
@@ -36,7 +37,9 @@ def accuracy_of(artifact: Artifact, trainings: Iterable[Training], evaluations: 
     if evaluated is not None:
         top1 = evaluated.scores.top1
         source = f"evaluated on {evaluated.data} in its own runtime"
-        return Accuracy(evaluated.dataset, evaluated.split, top1.value, "measured", source, top1.n, top1.low, top1.high)
+        return Accuracy(
+            evaluated.dataset, evaluated.split, top1.value, "measured", source, top1.n, top1.low, top1.high, origin=evaluated.origin
+        )
     if own is not None and own.accuracy is not None:
         return own.accuracy
     return published_accuracy(artifact.variant.spec)
@@ -44,12 +47,14 @@ def accuracy_of(artifact: Artifact, trainings: Iterable[Training], evaluations: 
 
 def doubts_of(artifact: Artifact, trainings: Iterable[Training], evaluations: Iterable[Evaluation]) -> tuple[Caveat, ...]:
     """What must be said beside ``accuracy_of``: that the compiled file itself was not evaluated, or what its evaluation doubts."""
-    evaluated = evaluation_of(artifact, evaluations)
+    trainings = tuple(trainings)
+    own = training_of(artifact, trainings)
+    evaluated = evaluation_of(artifact, evaluations, own)
     if evaluated is not None:
         return evaluated.caveats
-    own = training_of(artifact, trainings)
     if own is None or own.accuracy is None:
-        return ()
+        published = artifact.variant.weights == "file" and published_accuracy(artifact.variant.spec) is not None
+        return (caveat("weights_of_file", f"{artifact.variant.label} was made from a file"),) if published else ()
     return (caveat("accuracy_of_training", f"{100 * own.accuracy.value:.2f} % on {own.accuracy.dataset}, {own.recipe}, seed {own.seed}"),)
 
 
@@ -66,14 +71,23 @@ def training_of(artifact: Artifact, trainings: Iterable[Training]) -> Training |
     return next((one for one in reversed(tuple(trainings)) if one.weights_id == artifact.variant.weights_id), None)
 
 
-def evaluation_of(artifact: Artifact, evaluations: Iterable[Evaluation]) -> Evaluation | None:
-    """The artifact's evaluation on a test split: of the data that was used last, the one on most images, the newest of equals."""
+def evaluation_of(artifact: Artifact, evaluations: Iterable[Evaluation], own: Training | None = None) -> Evaluation | None:
+    """The artifact's evaluation on a test split: of the data that was used last, the one on most images, the newest of equals.
+
+    Of an artifact whose training was tested here, ``own``, only an evaluation on the same images counts, all of them.
+    """
     mine = [one for one in evaluations if one.artifact_sha256 == artifact.sha256 and one.split == TEST]
+    if own is not None and own.accuracy is not None:
+        mine = [one for one in mine if one.origin == own.origin and _covers(one, own.accuracy)]
     if not mine:
         return None
     newest = max(mine, key=lambda one: one.evaluated_at)
     alike = [one for one in mine if (one.dataset, one.origin) == (newest.dataset, newest.origin)]
     return max(alike, key=lambda one: (one.scores.n, one.evaluated_at))
+
+
+def _covers(one: Evaluation, accuracy: Accuracy) -> bool:
+    return accuracy.n is None or one.scores.n + one.bad_images >= accuracy.n
 
 
 def seeds_of(own: Training, trainings: Iterable[Training]) -> tuple[Training, ...]:
@@ -100,7 +114,7 @@ def over_seeds(trainings: Iterable[Training]) -> tuple[tuple[Training, Accuracy]
 
 def _but_for_seed(one: Training) -> tuple[object, ...]:
     begun = "" if one.initial == "random" else one.initial_id  # random weights are made from the seed
-    return one.spec.name, one.head, one.data, one.origin, one.recipe, one.distill, one.initial, begun, one.mixed_precision
+    return one.spec.name, one.head, one.data, one.origin, one.recipe, one.distill, one.teacher_id, one.initial, begun, one.mixed_precision
 
 
 def _over_seeds(seeds: Sequence[Training], lost: float, evaluated: Evaluation | None) -> Accuracy:

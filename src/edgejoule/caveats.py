@@ -37,6 +37,11 @@ TABLE: dict[str, tuple[Severity, str, str]] = {
         "The accuracy is the trained float32 network's own; what compiling lost is not in it.",
         "edgejoule evaluate measures the compiled file itself.",
     ),
+    "weights_of_file": (
+        "warn",
+        "The accuracy is the published one; whether this file's network reaches it was not tried.",
+        "Evaluate it on labelled images of yours: edgejoule evaluate.",
+    ),
     "classes_assumed": (
         "note",
         "The artifact was made for a data set of another name, so that its classes stand in the same order is assumed.",

@@ -26,8 +26,9 @@ from edgejoule.catalog import find_model
 from edgejoule.caveats import caveat
 from edgejoule.datasets.classification import BROKEN, Judged, joined, judge, paired_difference, scores_of, wilson
 from edgejoule.errors import AgentError, BackendError, BadImageError, DataError, ModelError, SpecError
-from edgejoule.records import Artifact, Caveat, Evaluation, Interval, Job, ModelSpec, Outputs, Preprocessing, Training, Variant, Workload
+from edgejoule.records import Artifact, Caveat, Evaluation, Interval, Job, ModelSpec, Outputs, Preprocessing, Variant, Workload
 from edgejoule.study_file import MeasurePlan
+from edgejoule.trained import noted_spec
 from edgejoule.training import open_data
 
 if TYPE_CHECKING:
@@ -164,37 +165,29 @@ def artifact_of(target: str, labelled: LabelledData, backend: str | None, weight
 
 
 def spec_of_weights(model: str, weights: str) -> ModelSpec:
-    """The row of a model with these weights: as ``edgejoule train`` noted it in the results file near them, else the catalog's."""
+    """The row of a model with these weights: as ``edgejoule train`` wrote it into the file, else the catalog's."""
     spec = find_model(model, allow_code=True)
-    training = None if weights in NOT_FILES else training_of(Path(weights).expanduser())
-    return training.spec if training is not None and training.spec.builder == spec.builder else spec
+    noted = None if weights in NOT_FILES else noted_spec(Path(weights).expanduser())
+    return noted if noted is not None and noted.builder == spec.builder else spec
 
 
 def spec_for(model: str, weights: str, labelled: LabelledData) -> ModelSpec:
-    """The row of a model with these weights: as ``edgejoule train`` noted it where its store lies beside the file, else the catalog's.
+    """The row of a model with these weights: as ``edgejoule train`` wrote it into the file, else the catalog's.
 
-    A file of which nothing is known is taken to be the network trained on this data, with the catalog's preprocessing.
+    A file that says nothing is taken to be a network of these classes, with the catalog's preprocessing: its data set is unknown then,
+    which the evaluation's caveat says.
     """
     spec = spec_of_weights(model, weights)
-    if weights in NOT_FILES:
+    if weights in NOT_FILES or noted_spec(Path(weights).expanduser()) is not None:
         return spec
     if spec.num_classes == len(labelled.classes) and spec.dataset != UNKNOWN:
         return spec
-    return replace(spec, num_classes=len(labelled.classes), dataset=labelled.dataset, published=None, plain="")
+    return replace(spec, num_classes=len(labelled.classes), dataset=UNKNOWN, published=None, plain="")
 
 
-def training_of(weights: Path) -> Training | None:
-    """The training run that wrote a weights file, from the results file beside it or one folder up; None where nobody knows."""
-    from edgejoule.store import NAME, Store
-    from edgejoule.zoo.weights import sha256_of
-
-    stores = [folder / NAME for folder in weights.absolute().parents[:2] if (folder / NAME).is_file()]
-    for place in stores if weights.is_file() else ():
-        with Store.open(place, create=False) as store:
-            found = [training for training in store.trainings().values() if training.weights_id == sha256_of(weights)]
-        if found:
-            return found[-1]
-    return None
+def is_whole(evaluation: Evaluation) -> bool:
+    """Whether the whole split was judged, and not a part of it."""
+    return all(doubt.code != "part_of_split" for doubt in evaluation.caveats)
 
 
 # ---------------------------------------------------------------- images in chunks

@@ -113,6 +113,7 @@ class Screened:
     kept: bool
     reason: str
     counted: bool = False  # params and MACs counted from the built model, not published
+    accuracy: Literal["published", "measured"] = "published"
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +130,7 @@ class Accuracy:
     high: float | None = None
     seeds: int | None = None  # trainings that differ in nothing but their seed; value is their mean then
     std: float | None = None  # sample standard deviation over the seeds
+    origin: str = ""  # of measured ones, the images': two sets may share a name
 
 
 # ---------------------------------------------------------------- training and evaluation
@@ -172,6 +174,7 @@ class Training:
     accuracy: Accuracy | None  # on the test split, which nothing is chosen by
     bad_images: int = 0
     head: str = ""  # of dense tasks: retinanet, mask_rcnn, semantic_fpn
+    teacher_id: str = ""  # what determines the teacher's weights, "" for none
 
 
 @dataclass(frozen=True, slots=True)

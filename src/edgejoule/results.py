@@ -60,7 +60,16 @@ def measurements(store: Store) -> tuple[Measurement, ...]:
         artifact = artifacts[trials[0].artifact_sha256]
         found = summarise(trials, artifact, accuracy_of(artifact, trainings, evaluations))
         found = replace(found, caveats=(*found.caveats, *doubts_of(artifact, trainings, evaluations)))
-        alike = (found.variant, found.backend, replace(found.workload, images_sha256=""), found.protocol, found.meter, found.fingerprint)
+        weights = artifact.variant.weights_id  # of one model, trained twice, both are shown
+        alike = (
+            found.variant,
+            weights,
+            found.backend,
+            replace(found.workload, images_sha256=""),
+            found.protocol,
+            found.meter,
+            found.fingerprint,
+        )
         newest[alike] = found
     return tuple(newest.values())
 
@@ -88,15 +97,20 @@ def compare_in_store(source: str, ours: str, theirs: str) -> dict[str, Verdict |
 
 def _only_artifact(artifacts: Mapping[str, Artifact], name: str) -> str:
     """The hash of the one artifact that a name fits."""
-    names = {sha: (artifact.label, artifact.variant.label, artifact.variant.spec.name) for sha, artifact in artifacts.items()}
+
+    def known_as(sha: str, artifact: Artifact) -> tuple[str, ...]:
+        return f"{artifact.label} #{sha[:8]}", artifact.label, artifact.variant.label, artifact.variant.spec.name
+
+    names = {sha: known_as(sha, artifact) for sha, artifact in artifacts.items()}
     found: list[str] = []
-    for way in range(3):
+    for way in range(4):
         found = [sha for sha, known in names.items() if known[way] == name]
         if len(found) == 1:
             return found[0]
         if found:
             break
-    there = ", ".join(repr(artifact.label) for artifact in artifacts.values())
+    labels = [artifact.label for artifact in artifacts.values()]
+    there = ", ".join(repr(known[labels.count(known[1]) < 2]) for known in names.values())
     raise RankError(f"{name!r} names {'several' if found else 'none'} of the artifacts here: name one of {there}")
 
 
@@ -192,7 +206,8 @@ def outcome_of(store: Store, plan: RankPlan, report: Path | None, command: str) 
     from edgejoule.rank.groups import unranked
 
     found = measurements(store)
-    failures = (*store.failures(), *unranked(found))
+    studies = [run.id for run in store.runs() if run.text]  # evaluate and train may have added runs of their own since
+    failures = (*store.failures(studies[-1] if studies else None), *unranked(found))
     trainings = store.trainings()
     outcome = Outcome(
         store=Path(store.where),

@@ -103,8 +103,11 @@ def _add_training(connection: sql.Connection) -> None:
 MIGRATIONS: dict[int, Migration] = {1: _add_training}  # from version n to n + 1
 
 
-def prepare(connection: sql.Connection, where: str, create: bool) -> None:
-    """Makes the tables of a new store, migrates an old one, refuses a newer one, and an empty one that is only to be read."""
+def prepare(connection: sql.Connection, where: str, create: bool) -> frozenset[str]:
+    """Makes the tables of a new store, migrates an old one, refuses a newer one, and an empty one that is only to be read.
+
+    Returns the tables that an old one, which is only to be read and so stays as it is, does not have.
+    """
     existing = sql.inspect(connection).get_table_names()
     if "meta" not in existing:
         if not existing and not create:
@@ -115,7 +118,7 @@ def prepare(connection: sql.Connection, where: str, create: bool) -> None:
         for table in _APPEND_ONLY:
             _refuse_changes(connection, table)
         connection.execute(meta.insert().values(key="schema_version", value=str(SCHEMA_VERSION)))
-        return
+        return frozenset()
     found = connection.execute(sql.select(meta.c.value).where(meta.c.key == "schema_version")).scalar()
     version = int(found) if found and found.isdigit() else 0
     if version > SCHEMA_VERSION:
@@ -125,9 +128,12 @@ def prepare(connection: sql.Connection, where: str, create: bool) -> None:
             raise StoreError(
                 f"{where} has schema version {version}, and there is no way from it to {SCHEMA_VERSION}: run the study into a new folder"
             )
+        if not create:
+            return frozenset(tables.tables) - set(existing)
         MIGRATIONS[version](connection)
         version += 1
         connection.execute(meta.update().where(meta.c.key == "schema_version").values(value=str(version)))
+    return frozenset()
 
 
 def _refuse_changes(connection: sql.Connection, table: str) -> None:

@@ -48,6 +48,7 @@ class Store:
     def __init__(self, engine: sql.Engine, where: str) -> None:
         self._engine = engine
         self.where = where
+        self._missing: frozenset[str] = frozenset()  # tables that an older file, opened to be read, does not have
 
     @classmethod
     def open(cls, where: str | Path, create: bool = True) -> Store:
@@ -66,7 +67,7 @@ class Store:
         store = cls(engine, _shown(where))
         try:
             with store._transaction() as connection:
-                schema.prepare(connection, store.where, create)
+                store._missing = schema.prepare(connection, store.where, create)
         except BaseException:
             engine.dispose()
             raise
@@ -172,7 +173,8 @@ class Store:
             if name not in newest or newest[name][0] == run:  # a run that trains screens twice, and knows more the second time
                 newest.pop(name, None)
                 newest[name] = run, record
-        return tuple(_load(Screened, record) for _, record in newest.values())
+        found = [_load(Screened, record) for _, record in newest.values()]
+        return tuple(sorted(found, key=lambda row: not row.kept))  # the kept first, each part in its own order
 
     def artifacts(self) -> Mapping[str, Artifact]:
         """Every artifact by its sha256, oldest first."""
@@ -197,6 +199,8 @@ class Store:
 
     def trainings(self) -> Mapping[str, Training]:
         """Every finished training run by its key, oldest first."""
+        if "trainings" in self._missing:
+            return {}
         with self._transaction() as connection:
             rows = connection.execute(
                 sql.select(schema.trainings.c.key, schema.trainings.c.record).order_by(schema.trainings.c.created_at)
@@ -205,6 +209,8 @@ class Store:
 
     def epochs(self, training: str) -> tuple[Epoch, ...]:
         """The epochs of a training run, finished or not, in order."""
+        if "epochs" in self._missing:
+            return ()
         with self._transaction() as connection:
             chosen = sql.select(schema.epochs.c.record).where(schema.epochs.c.training == training).order_by(schema.epochs.c.number)
             rows = connection.execute(chosen).scalars().all()
@@ -212,6 +218,8 @@ class Store:
 
     def evaluations(self) -> tuple[Evaluation, ...]:
         """Every evaluation of an artifact, oldest first."""
+        if "evaluations" in self._missing:
+            return ()
         with self._transaction() as connection:
             rows = connection.execute(sql.select(schema.evaluations.c.record).order_by(schema.evaluations.c.id)).scalars().all()
         return tuple(_load(Evaluation, record) for record in rows)

@@ -9,7 +9,7 @@ from typing import Any
 
 from edgejoule import __version__, registry, stages, trained, training
 from edgejoule.bench import Bench, Event
-from edgejoule.errors import BackendError, OutputError, StudyError
+from edgejoule.errors import BackendError, DataError, OutputError, StudyError
 from edgejoule.records import Artifact, Failure, Measurement, ModelSpec, Training, Trial
 from edgejoule.results import Outcome, measurements, outcome_of
 from edgejoule.scenarios import scenario
@@ -71,7 +71,8 @@ def train(study: Study, specs: tuple[ModelSpec, ...], out: Path, store: Store, r
     if not done:
         raise StudyError(f"nothing in {study.study.name} could be trained: {'; '.join(f.reason for f in store.failures(run)[:2])}")
     chosen = trained.chosen(done).values()
-    store.add_screened(run, stages.screen_models([trained.measured_spec(one, done) for one in chosen], counted(study.screen), bench))
+    rows = stages.screen_models([trained.measured_spec(one, done) for one in chosen], counted(study.screen), bench)
+    store.add_screened(run, [replace(row, accuracy="measured") for row in rows])
     return tuple((one.spec, str(out / one.weights)) for one in chosen)
 
 
@@ -84,19 +85,26 @@ def evaluate(study: Study, artifacts: tuple[Artifact, ...], store: Store, run: i
     """Every artifact on the test split, in its own runtime, where the networks were trained here."""
     if study.train is None or not study.train.evaluate:
         return
-    from edgejoule.evaluating import evaluate_artifact, reference_of
+    from edgejoule.evaluating import evaluate_artifact, is_whole, reference_of
 
-    known = {(one.artifact_sha256, one.data) for one in store.evaluations() if one.split == "test"}
-    data = registry.canonical(study.train.data)
+    data, origin = registry.canonical(study.train.data), training.open_data(study.train.data).origin()
+    known = {
+        one.artifact_sha256 for one in store.evaluations() if (one.split, one.data, one.origin) == ("test", data, origin) and is_whole(one)
+    }
     references: dict[tuple[str, str], Any] = {}  # one float network for all backends of a variant
     for artifact in artifacts:
-        if (artifact.sha256, data) in known:
+        if artifact.sha256 in known:
             continue
         variant = artifact.variant
         if (key := (variant.label, variant.weights_id)) not in references:
             references = {key: reference_of(artifact, "auto", bench)[0]}
-        found = evaluate_artifact(artifact, data, "test", bench, references[key], max_bad_images=study.train.max_bad_images)
-        store.add_evaluation(run, found)
+        try:
+            found = evaluate_artifact(artifact, data, "test", bench, references[key], max_bad_images=study.train.max_bad_images)
+        except (*stages.OF_ONE_MODEL, DataError) as error:
+            store.add_failure(run, Failure(variant.label, artifact.backend, "evaluate", str(error)))
+            bench.notify(Event("evaluate", f"{artifact.label} failed: {error}"))
+        else:
+            store.add_evaluation(run, found)
 
 
 def compile_all(

@@ -80,6 +80,7 @@ class TrainPlan:
     weights: Literal["auto", "pretrained", "random"] = "auto"  # what it begins with
     distill: str = ""  # 'soft(teacher="...", weights="...")'
     max_bad_images: int = 0
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     evaluate: bool = True  # every artifact on the test split, in its own runtime
 
 

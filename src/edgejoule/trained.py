@@ -6,51 +6,63 @@ Knows no loop, no data and no backend.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from edgejoule.errors import TrainingError
+from edgejoule.plain import decode, encode
 from edgejoule.records import ModelSpec, Published, Training
 
-if TYPE_CHECKING:
-    from edgejoule.store import Store
+NOTE = "edgejoule"  # the key of a weights file's metadata
 
 
-def write_weights(module: Any, path: Path) -> str:
-    """A network's parameters and buffers as safetensors, whole or not at all; the file's sha256. Raises OutputError."""
+def write_weights(module: Any, path: Path, spec: ModelSpec | None = None, expected: str = "") -> str:
+    """A network's parameters and buffers as safetensors, whole or not at all, with its row for who finds the file; the file's sha256.
+
+    Raises OutputError, and TrainingError before anything is written where ``expected`` is another sha256: of a run made again, because
+    its weights were gone.
+    """
     import torch
     from safetensors.torch import save
 
     from edgejoule.data import write_whole
 
     state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in module.state_dict().items()}
-    content = save({name: tensor for name, tensor in state.items() if isinstance(tensor, torch.Tensor)}, metadata={"format": "pt"})
+    metadata = {NOTE: json.dumps(encode(spec))} if spec is not None else {"format": "pt"}  # one key: the order of several is random
+    content = save({name: tensor for name, tensor in state.items() if isinstance(tensor, torch.Tensor)}, metadata=metadata)
+    sha256 = hashlib.sha256(content).hexdigest()
+    if expected and sha256 != expected:
+        raise TrainingError(
+            f"{path.name} was trained again, because it was gone, and came out another one (other hardware, versions or micro-batches): "
+            "restore it, or train into a new folder with --out"
+        )
     write_whole(path, content)
-    return hashlib.sha256(content).hexdigest()
+    return sha256
 
 
-def is_there(store: Store, key: str, file: Path) -> bool:
-    """Whether a run is in the store and its weights are on disk, whole. Raises TrainingError where the file is another one."""
-    training = store.trainings().get(key)
-    if training is None or not file.is_file():
+def noted_spec(path: Path) -> ModelSpec | None:
+    """The row that ``write_weights`` wrote into a file: preprocessing, classes, data set; None where there is none to read."""
+    from safetensors import SafetensorError, safe_open
+
+    if path.suffix != ".safetensors" or not path.is_file():
+        return None
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            return decode(ModelSpec, json.loads((file.metadata() or {})[NOTE]))
+    except (SafetensorError, OSError, KeyError, ValueError, RecursionError):  # whoever loads the weights says what is wrong with the file
+        return None
+
+
+def is_there(training: Training, file: Path) -> bool:
+    """Whether the weights of a run that the store has are on disk, whole. Raises TrainingError where the file is another one."""
+    if not file.is_file():
         return False
     if hashlib.sha256(file.read_bytes()).hexdigest() != training.weights_id:
         raise TrainingError(f"{file} is not what training wrote: restore it, or delete it to train again")
     return True
-
-
-def keep_training(training: Training, store: Store, number: int) -> None:
-    """Into the store; a run made again, because its weights were deleted, must have given the same ones."""
-    before = store.trainings().get(training.key)
-    if before is None:
-        store.add_training(number, training)
-    elif before.weights_id != training.weights_id:
-        raise TrainingError(
-            f"{training.spec.name} was trained again, because its weights were gone, and came out another network "
-            "(other hardware or versions): train it into a new folder with --out"
-        )
 
 
 def chosen(trainings: Sequence[Training]) -> Mapping[str, Training]:

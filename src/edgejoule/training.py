@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 from edgejoule import registry
 from edgejoule.bench import Bench, Event, writable
+from edgejoule.catalog import find_model
 from edgejoule.errors import DataError, ModelError, SpecError, TrainingError
 from edgejoule.plain import digest, encode
 from edgejoule.records import Accuracy, Epoch, Failure, ModelSpec, Training
 from edgejoule.study_file import TrainPlan
-from edgejoule.trained import is_there, keep_training, write_weights
+from edgejoule.trained import is_there, write_weights
 
 if TYPE_CHECKING:
     from edgejoule.seams import LabelledData
@@ -33,9 +34,8 @@ OF_ONE_RUN = (ModelError, SpecError, TrainingError)
 
 @dataclass(frozen=True, slots=True)
 class Hardware:
-    """How a run is spread over the machine: nothing here decides what is learned, but for rounding."""
+    """How a run is spread over the machine. It decides nothing but rounding, except that batch norms and mixing see one micro-batch."""
 
-    mixed_precision: str = "no"
     accumulate: int = 1
     workers: int | None = None  # None: as many as help
     device: str = "auto"
@@ -54,10 +54,11 @@ class Run:
     distill: str = ""
     head: str = ""
     max_bad_images: int = 0
+    mixed_precision: str = "no"
 
 
 def check(plan: TrainPlan, head: str = "") -> None:
-    """Raises before any work for what would stop a run later: data, recipe or distillation that is not there or does not fit."""
+    """Raises before any work for what would stop a run later: data, recipe or teacher that is not there or does not fit."""
     data, recipes = open_data(plan.data), [_recipe(text) for text in plan.recipes]
     for recipe in recipes:
         if recipe.kind != data.kind:
@@ -71,14 +72,22 @@ def check(plan: TrainPlan, head: str = "") -> None:
     if head and data.kind == "classification":
         raise SpecError(f"--head {head} is for detection and segmentation, and {plan.data} is a classification set: leave it out")
     if plan.distill:
-        from edgejoule.train.distil import parse
-
-        parse(plan.distill)
+        _teacher_id(plan.distill)
         if data.kind != "classification":
             raise SpecError(f"distillation is for classification, and {plan.data} is a {data.kind} set: leave it out")
 
+    for name in ("train", "validation", "test") if data.kind == "classification" else ():
+        if not len(data.split(name)):
+            raise DataError(f"the {name} split of {plan.data} holds no images, and all three are needed: give it a share, as in {name}=0.1")
+
 
 HEADS = {"detection": "retinanet", "segmentation": "semantic_fpn"}
+
+
+def about(recipe: str) -> str:
+    """What a recipe is for, what it should give and what it costs, on a few lines."""
+    found = _recipe(recipe)
+    return f"{recipe}: {found.about}\n  expected: {found.expect}\n  cost: {found.cost}\n  source: {found.source}"
 
 
 def open_data(text: str) -> LabelledData:
@@ -90,11 +99,14 @@ def open_data(text: str) -> LabelledData:
 
 
 def runs_of(specs: Sequence[ModelSpec], plan: TrainPlan, seed: int, head: str = "") -> tuple[Run, ...]:
-    """The runs of a plan, seeds innermost: every model by every recipe with every seed."""
+    """The runs of a plan, seeds innermost: every model by every recipe with every seed, each once."""
+    from edgejoule.train import recipes
+
+    data, shared = registry.canonical(plan.data), (plan.weights, plan.distill, head, plan.max_bad_images, plan.mixed_precision)
     return tuple(
-        Run(spec, registry.canonical(plan.data), recipe, seed + n, plan.weights, plan.distill, head, plan.max_bad_images)
-        for spec in specs
-        for recipe in plan.recipes
+        Run(spec, data, recipe, seed + n, *shared)
+        for spec in {spec.builder: spec for spec in specs}.values()
+        for recipe in dict.fromkeys(map(recipes.canonical, plan.recipes))
         for n in range(plan.seeds)
     )
 
@@ -112,6 +124,8 @@ def train_all(
         try:
             training = train_one(run, opened[run.data], out, store, number, bench, hardware)
         except OF_ONE_RUN as error:
+            if processes() > 1:
+                raise  # in one process only, perhaps: the others must end, too, and not take the next run's messages for this one's
             yield Failure(run.spec.name, "", "train", f"{run.recipe}, seed {run.seed}: {error}")
             continue
         if training is not None:
@@ -127,6 +141,7 @@ class _Start:
     recipe: Recipe
     recipe_text: str
     distill_text: str
+    teacher_id: str
     origin: str
     module: Any  # nn.Module
     initial: str
@@ -143,9 +158,10 @@ def train_one(
     """
     from edgejoule.train.loop import train
 
-    start = _start(run, data, hardware)
-    if _agreed(store is not None and is_there(store, start.key, out / start.file), hardware):
-        return store.trainings()[start.key] if store is not None else None
+    start = _start(run, data)
+    before = store.trainings().get(start.key) if store is not None else None
+    if _agreed(before is not None and is_there(before, out / start.file), hardware):
+        return before
     settings = _settings(run, start, out, hardware)
     task = _task(run, data, start, out, settings.workers)
 
@@ -156,6 +172,8 @@ def train_one(
     done = train(start.module, task, start.recipe, settings, on_epoch=keep, notify=bench.notify)
     if store is None:
         return None
+    accuracy, missed = _tested(done.module, data, start.spec, run, settings, bench)
+    weights_id = write_weights(done.module, out / start.file, start.spec, before.weights_id if before else "")
     training = Training(
         key=start.key,
         spec=start.spec,
@@ -166,7 +184,7 @@ def train_one(
         recipe=start.recipe_text,
         distill=start.distill_text,
         seed=run.seed,
-        weights_id=write_weights(done.module, out / start.file),
+        weights_id=weights_id,
         weights=str(start.file),
         steps=done.steps,
         seconds=done.seconds,
@@ -174,11 +192,13 @@ def train_one(
         mixed_precision=done.mixed_precision,
         versions=done.versions,
         validation=_validation(done.epochs, task, data),
-        accuracy=_tested(done.module, data, start.spec, bench),
-        bad_images=done.bad_images,
+        accuracy=accuracy,
+        bad_images=done.bad_images + missed,
         head=run.head,
+        teacher_id=start.teacher_id,
     )
-    keep_training(training, store, number)
+    if before is None:
+        store.add_training(number, training)
     return training
 
 
@@ -190,7 +210,7 @@ def trained_spec(spec: ModelSpec, data: LabelledData, recipe: Recipe) -> ModelSp
     return replace(spec, num_classes=len(data.classes), dataset=data.dataset, preprocessing=preprocessing, published=None, plain="")
 
 
-def _start(run: Run, data: LabelledData, hardware: Hardware) -> _Start:
+def _start(run: Run, data: LabelledData) -> _Start:
     from edgejoule import zoo
     from edgejoule.train import distil, recipes
 
@@ -202,11 +222,13 @@ def _start(run: Run, data: LabelledData, hardware: Hardware) -> _Start:
         module, initial, initial_id = zoo.for_training(spec, run.seed, run.weights, recipe.drop_path)
     texts = (recipes.canonical(run.recipe), distil.canonical(run.distill))
     origin = data.origin()
-    what = [VERSION, spec, initial_id, run.data, origin, *texts, _teacher_id(run.distill), run.head, run.seed, hardware.mixed_precision]
-    key = digest(what)
+    teacher_id = _teacher_id(run.distill)
+    network = (spec.builder, spec.num_classes, spec.dataset, spec.preprocessing, initial_id, run.head)
+    how = (texts[0], distil.canonical(run.distill, weights=False), teacher_id, run.mixed_precision)
+    key = digest([VERSION, *network, origin, *how, run.seed])
     name = re.sub(r"[^\w.-]+", "_", f"{spec.name}_{run.head}" if run.head else spec.name)
     file = Path("weights") / f"{name}-seed{run.seed}-{key[:12]}.safetensors"
-    return _Start(key, spec, recipe, *texts, origin, module, initial, initial_id, file)
+    return _Start(key, spec, recipe, *texts, teacher_id, origin, module, initial, initial_id, file)
 
 
 def _recipe(text: str) -> Recipe:
@@ -222,7 +244,7 @@ def _settings(run: Run, start: _Start, out: Path, hardware: Hardware) -> Any:
         folder=writable(out / "checkpoints" / start.file.stem),
         key=start.key,
         seed=run.seed,
-        mixed_precision=hardware.mixed_precision,  # type: ignore[arg-type]  # the verb has checked both
+        mixed_precision=run.mixed_precision,  # type: ignore[arg-type]  # the study or the verb has checked both
         accumulate=hardware.accumulate,
         workers=_workers(hardware),
         checkpoint_s=hardware.checkpoint_s,
@@ -260,13 +282,14 @@ def _task(run: Run, data: LabelledData, start: _Start, out: Path, workers: int) 
 
     distiller = _distiller(run, start, out) if run.distill else None
     classes, preprocessing = start.spec.num_classes, start.spec.preprocessing
-    return Classification(*splits, classes, preprocessing, start.recipe, run.seed, distiller, workers=workers)
+    return Classification(
+        *splits, classes, preprocessing, start.recipe, run.seed, distiller, workers=workers, max_bad_images=run.max_bad_images
+    )
 
 
 def _distiller(run: Run, start: _Start, out: Path) -> Any:
     """Learning from a teacher of any family and input size, which must know the student's classes."""
     from edgejoule import zoo
-    from edgejoule.catalog import find_model
     from edgejoule.train import distil
 
     plan = distil.parse(run.distill)
@@ -308,14 +331,14 @@ def _same_weights(one: Any, other: Any) -> bool:
 
 
 def _teacher_id(text: str) -> str:
-    """What determines a teacher's weights: their file's sha256 where one is named, else the spelling."""
+    """What determines a teacher's weights. Raises UnknownNameError and ModelError for a teacher or a file that is not there."""
+    from edgejoule import zoo
     from edgejoule.train import distil
-    from edgejoule.zoo.weights import remember
 
     if not text:
         return ""
-    weights = distil.parse(text).shared.weights
-    return weights if weights in ("auto", "pretrained") else remember(weights)
+    shared = distil.parse(text).shared
+    return zoo.identify(find_model(shared.teacher), 0, shared.weights).weights_id
 
 
 def _validation(epochs: Sequence[Epoch], task: Any, data: LabelledData) -> Accuracy | None:
@@ -326,21 +349,26 @@ def _validation(epochs: Sequence[Epoch], task: Any, data: LabelledData) -> Accur
     return Accuracy(name, "validation", epochs[-1].scores[task.headline], "measured", f"epoch {epochs[-1].number}, float32 in torch")
 
 
-def _tested(module: Any, data: LabelledData, spec: ModelSpec, bench: Bench) -> Accuracy | None:
-    """Top-1 on the test split, which nothing was chosen by; None for dense tasks, whose sets have no labelled test split."""
+def _tested(module: Any, data: LabelledData, spec: ModelSpec, run: Run, settings: Any, bench: Bench) -> tuple[Accuracy | None, int]:
+    """Top-1 on the test split, which nothing was chosen by, and how many of its images could not be read; None for dense tasks.
+
+    Raises BadImageError for more such images than are allowed.
+    """
     if data.kind != "classification":
-        return None
+        return None, 0
     import torch
 
     from edgejoule.datasets.classification import scores
     from edgejoule.train.classification import logits
 
     images = data.split("test")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device("cuda" if torch.cuda.is_available() and settings.device != "cpu" else "cpu")
     bench.notify(Event("train", f"{spec.name}: {len(images)} test images"))
-    found, labels, _ = logits(module.to(device), images, spec.preprocessing, device)
+    options = {"workers": settings.workers, "max_bad_images": run.max_bad_images}
+    found, labels, bad = logits(module.to(device), images, spec.preprocessing, device, **options)
     top1 = scores(found, labels, data.classes).top1
-    return Accuracy(data.dataset, "test", top1.value, "measured", "float32 in torch", top1.n, top1.low, top1.high)
+    said = (data.dataset, "test", top1.value, "measured", "float32 in torch", top1.n, top1.low, top1.high)
+    return Accuracy(*said, origin=data.origin()), len(bad)  # type: ignore[arg-type]
 
 
 # ---------------------------------------------------------------- what is kept
@@ -348,13 +376,20 @@ def _tested(module: Any, data: LabelledData, spec: ModelSpec, bench: Bench) -> A
 
 def _agreed(decision: bool, hardware: Hardware) -> bool:
     """The first process's decision, in all of them."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if processes() == 1:
         return decision
     from accelerate import PartialState
     from accelerate.utils import broadcast_object_list
 
-    PartialState(cpu=hardware.device == "cpu")
+    from edgejoule.train.run import LONGEST_WAIT
+
+    PartialState(cpu=hardware.device == "cpu", timeout=LONGEST_WAIT)  # it makes the group that the loop uses, too
     return bool(broadcast_object_list([decision])[0])
+
+
+def processes() -> int:
+    """How many train together: what ``accelerate launch`` says."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def is_first() -> bool:

@@ -159,6 +159,9 @@ class ImageFolder:
 
 def _own_splits(root: str, folders: list[str]) -> dict[Part, str]:
     """Which folder is which split, where all folders are called as splits are; else none, and they are classes."""
+    beside = [name for name in folders if name not in SPLITS]
+    if beside and "train" in folders and len(folders) - len(beside) > 1:
+        raise DataError(f"{root} holds train/ and another split, and {_some(set(beside))} beside them: move what is no split elsewhere")
     if "train" not in folders or not set(folders) <= set(SPLITS) or not _contents(f"{root}/train")[0]:
         return {}
     homes: dict[Part, str] = {}

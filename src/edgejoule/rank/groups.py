@@ -48,11 +48,24 @@ def entries_from_measurements(
     """
     stage1 = {row.name: row for row in screened}
     groups: dict[GroupKey, list[Entry]] = {}
-    for measurement in measurements:
+    for measurement in _by_origin(measurements):
         if measurement.energy_j is not None:
             entry = _entry(measurement, measurement.energy_j, stage1.get(measurement.model), (plain or {}).get(measurement.model, ""))
             groups.setdefault(group_key(measurement), []).append(entry)
     return {key: _told_apart(entries) for key, entries in groups.items()}
+
+
+def _by_origin(measurements: Sequence[Measurement]) -> tuple[Measurement, ...]:
+    """Two sets of images may share a name (two folders, or one that has changed): then the images' hash joins the name."""
+    known = [m.accuracy for m in measurements if m.accuracy is not None and m.accuracy.origin]
+    doubled = {a.dataset for a in known if len({b.origin for b in known if b.dataset == a.dataset}) > 1}
+    told = []
+    for one in measurements:
+        accuracy = one.accuracy
+        if accuracy is not None and accuracy.origin and accuracy.dataset in doubled:
+            one = replace(one, accuracy=replace(accuracy, dataset=f"{accuracy.dataset} #{accuracy.origin[:8]}"))
+        told.append(one)
+    return tuple(told)
 
 
 def unranked(measurements: Sequence[Measurement]) -> tuple[Failure, ...]:

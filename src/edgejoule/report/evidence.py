@@ -47,7 +47,7 @@ def screened_table(screened: Sequence[Screened]) -> str:
     """Stage 1, kept and rejected."""
     heads = (
         Head("Model", pin=True),
-        Head("Top-1", "published", True),
+        Head("Top-1", "published, or measured here", True),
         Head("Params", "", True),
         Head("MACs", "", True),
         Head("NetScore", "", True),
@@ -55,7 +55,7 @@ def screened_table(screened: Sequence[Screened]) -> str:
     rows = [
         (
             Cell(f'<span class="model">{esc(row.name)}</span>', row.name),
-            number_cell(f.top1(row.top1_pct), row.top1_pct),
+            number_cell(f.top1(row.top1_pct), row.top1_pct, row.accuracy if row.top1_pct is not None else ""),
             number_cell(f.NONE if row.params_m is None else f"{row.params_m:.2f} M", row.params_m),
             number_cell(f.NONE if row.macs_g is None else f"{row.macs_g:.2f} G", row.macs_g),
             number_cell(f.plain_number(row.netscore), row.netscore),

@@ -61,8 +61,10 @@ def terminal(table: Table, width: int | None = None, color: bool | None = None) 
     if table.subtitle:
         console.print(Text(clean(table.subtitle), style="dim"))
     shown = _fitting(table, width)
-    if short := shown is None and (shown := _fitting(_without_bounds(table), width)) is not None:
-        table = _without_bounds(table)
+    if short := not _suffices(table, shown):  # rather lose intervals than what the table is about
+        without = _fitting(_without_bounds(table), width)
+        if short := without is not None and (shown is None or _suffices(table, without)):
+            table, shown = _without_bounds(table), without
     if not table.rows:
         console.print(Text("(none)"))
     elif shown is None:
@@ -114,6 +116,11 @@ def _fitting(table: Table, width: int) -> list[int] | None:
         elif table.columns[i].keep == 0:
             return None
     return sorted(shown)
+
+
+def _suffices(table: Table, shown: list[int] | None) -> bool:
+    """Whether the columns that matter most are among those shown."""
+    return shown is not None and all(i in shown for i, column in enumerate(table.columns) if column.keep <= 1)
 
 
 def _without_bounds(table: Table) -> Table:

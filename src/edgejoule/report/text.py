@@ -63,7 +63,8 @@ def csv_rows(found: Sequence[Ranking]) -> str:
     for ranking in found:
         common = [getattr(ranking, name) for name in shared]
         for row in ranking.rows:
-            bounds = [value for name in bounded for value in _bounds(getattr(row, name))]
+            bounds = [value for name in bounded for value in _bounds(getattr(row, name))]  # Student's lower bound may lie below zero
+            bounds = [None if value is None else max(0.0, value) for value in bounds[:9]] + bounds[9:]
             top1 = (row.top1_pct, *_bounds(row.top1)[1:], row.seeds)
             lines.append([row.model, row.rank, *top1, *bounds, *(getattr(row, name) for name in plain), *common])
     return t.csv_text(header, lines)

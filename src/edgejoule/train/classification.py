@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from edgejoule import torchvision
 from edgejoule.bench import Event, Notify
-from edgejoule.errors import BadImageError, DataError, SpecError
+from edgejoule.errors import BadImageError, DataError, SpecError, TrainingError
 from edgejoule.records import Preprocessing
 from edgejoule.seams import LabelledImages
 from edgejoule.train import augment
@@ -70,8 +70,9 @@ class Classification:
         distiller: Distiller | None = None,
         *,
         workers: int = 0,
+        max_bad_images: int = 0,
     ) -> None:
-        """``workers`` processes read the validation images.
+        """``workers`` processes read the validation images, of which ``max_bad_images`` may be undecodable.
 
         Raises SpecError for a recipe of another kind, DataError for one class or none.
         """
@@ -81,7 +82,7 @@ class Classification:
             raise DataError(f"there is nothing to learn from {classes} class: expected two or more")
         self.training = Augmented(training, augment.training_transform(preprocessing, recipe), classes, seed)
         self._validation, self._preprocessing, self._workers = validation, preprocessing, workers
-        self._classes, self._distiller = classes, distiller
+        self._classes, self._distiller, self._most_bad = classes, distiller, max_bad_images
         self._mixing = augment.mixing(recipe, classes)
         self._smoothing = recipe.smoothing
 
@@ -109,6 +110,12 @@ class Classification:
             images, soft = self._mixing(images, labels, at.draws)
             of_target = partial(_loss, target=soft, smoothing=0.0)  # the targets are smooth already
         outputs = model(images)
+        for logits_of in outputs if isinstance(outputs, (tuple, list)) else (outputs,):
+            if logits_of.shape[-1] != self._classes:
+                raise TrainingError(
+                    f"the network answers with {logits_of.shape[-1]} logits, and there are {self._classes} classes: "
+                    "let its function take num_classes, or give it that many outputs"
+                )
         if self._distiller:
             return self._distiller.loss(model, images, outputs, of_target, Which(index, epoch, position), at)
         heads = outputs if isinstance(outputs, (tuple, list)) else (outputs,)  # DeiT and LeViT may give one for labels, one for a teacher
@@ -117,11 +124,13 @@ class Classification:
     def scores(self, model: torch.nn.Module, device: torch.device) -> Mapping[str, float]:
         """``top1`` (a fraction) and ``loss`` (mean negative log-likelihood, nats, no smoothing) on the validation split.
 
-        Images that cannot be decoded are left out. Raises DataError where none is left.
+        Images that cannot be decoded are left out. Raises BadImageError for one more than allowed, DataError where none is left.
         """
         right = counted = 0
+        bad: list[int] = []
         loss = 0.0
-        for scored, labels, _ in _scored(model, self._validation, self._preprocessing, device, self._classes, workers=self._workers):
+        for scored, labels, missed in _scored(model, self._validation, self._preprocessing, device, self._classes, workers=self._workers):
+            _count(self._validation, bad, missed, self._most_bad)
             right += int((scored.argmax(-1) == labels).sum())
             loss += float(cross_entropy(scored.double(), labels, reduction="sum"))
             counted += len(labels)
@@ -139,11 +148,12 @@ def logits(
     notify: Notify | None = None,
     *,
     workers: int = 0,
+    max_bad_images: int | None = None,
 ) -> tuple[Floats, Whole, tuple[int, ...]]:
     """Logits (N, K) of all images that can be decoded, in their order, their labels (N,), and the indices of those that cannot.
 
     The network runs in evaluation mode, in float32, and is left in the mode it was in. A network with two heads answers with their mean,
-    as DeiT's does. Raises DataError where no image is left.
+    as DeiT's does. Raises BadImageError for more bad images than allowed (None: any), DataError where no image is left.
     """
     found: list[torch.Tensor] = []
     labelled: list[torch.Tensor] = []
@@ -152,7 +162,7 @@ def logits(
     for scored, labels, missed in _scored(model, images, preprocessing, device, None, batch, workers):
         found.append(scored)
         labelled.append(labels)
-        bad += missed
+        _count(images, bad, missed, max_bad_images)
         done += len(labels) + len(missed)
         if notify:
             notify(Event("evaluate", f"{done} of {len(images)} images", done, len(images)))
@@ -209,6 +219,14 @@ def _scored(
             yield scored, labels, bad
     finally:
         model.train(mode)
+
+
+def _count(images: LabelledImages, bad: list[int], missed: Sequence[int], most: int | None) -> None:
+    bad += missed
+    if most is not None and len(bad) > most:
+        raise BadImageError(
+            f"cannot decode {images.key(bad[most])} ({most} such images are allowed): mend it, or raise max_bad_images, --max-bad-images"
+        )
 
 
 def _loss(scored: torch.Tensor, target: torch.Tensor, smoothing: float) -> torch.Tensor:

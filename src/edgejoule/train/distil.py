@@ -168,9 +168,15 @@ def parse(text: str) -> Plan:
     return plan
 
 
-def canonical(text: str) -> str:
-    """One spelling for all that mean the same; the empty one is no distillation. Raises as ``parse`` does."""
-    return str(parse(text)) if text.strip() else ""
+def canonical(text: str, weights: bool = True) -> str:
+    """One spelling for all that mean the same; the empty one is no distillation. Raises as ``parse`` does.
+
+    Without ``weights`` it leaves out where the teacher's lie: what they are is another matter.
+    """
+    if not text.strip():
+        return ""
+    plan = parse(text)
+    return str(plan if weights else dataclasses.replace(plan, shared=dataclasses.replace(plan.shared, weights="auto")))
 
 
 def augmentation_of(recipe: Any) -> dict[str, Any]:

@@ -100,7 +100,7 @@ def update(parts: Parts, progress: Progress, micro_batches: Iterator[Any], inter
     epoch, within = divmod(progress.step, order.steps_per_epoch)
     with interrupt.allowed():
         loaded = [next(micro_batches) for _ in share.positions(within)]
-    with out_of_memory_explained(share.micro_batch):
+    with failures_explained(share.micro_batch):
         parts.schedule.step_update(progress.step)
         total = torch.zeros((), device=accelerator.device)
         for position, batch in zip(share.positions(within), loaded, strict=True):
@@ -253,10 +253,16 @@ def undisturbed_randomness(device: torch.device) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def out_of_memory_explained(images: int) -> Iterator[None]:
+def failures_explained(images: int) -> Iterator[None]:
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except (RuntimeError, ValueError, IndexError) as error:
+        if not isinstance(error, torch.OutOfMemoryError):
+            said = " ".join(str(error).split())[:300]
+            raise TrainingError(
+                f"the network failed on a batch of {images} images ({type(error).__name__}: {said}): "
+                "batch norms need two images or more at once; other failures are the network's own"
+            ) from error
         raise TrainingError(
             f"the device has no memory for {images} images at once: raise accumulate (--accumulate), or use mixed precision"
         ) from error

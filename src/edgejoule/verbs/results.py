@@ -108,7 +108,8 @@ def store_info(source: Annotated[str, typer.Argument(metavar="STORE")], as_json:
 
     with Store.open(source, create=False) as store:
         runs = [encode(run) for run in store.runs()]
-        counts = {"runs": runs, "artifacts": len(store.artifacts()), "trials": len(store.trial_keys()), "failures": len(store.failures())}
+        counts = {"runs": runs, "artifacts": len(store.artifacts()), "trials": len(store.trial_keys())}
+        counts |= {"trainings": len(store.trainings()), "evaluations": len(store.evaluations()), "failures": len(store.failures())}
     if as_json:
         print_json(counts)
     else:

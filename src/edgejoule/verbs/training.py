@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,10 +26,10 @@ def train(
     distill: Annotated[str, typer.Option(help='A teacher, as in soft(teacher="...", weights="teacher.safetensors").')] = "",
     weights: Annotated[str, typer.Option(help="auto (pretrained where they can be had), pretrained, random, or a file.")] = "",
     seeds: Annotated[int, typer.Option(help="Train so many times, with seeds one after another.", min=0)] = 0,
-    seed: Annotated[int | None, typer.Option(help="The first seed. Default: the study's, else 0.", min=0)] = None,
+    seed: Annotated[int | None, typer.Option(help="The first seed. Default: the study's, else 0.", min=0, max=2**32 - 1)] = None,
     out: Annotated[Path | None, typer.Option(help="Weights, checkpoints, TensorBoard files and results.sqlite go here.")] = None,
     max_bad_images: Annotated[int | None, typer.Option(help="Skip and count so many images that cannot be read.", min=0)] = None,
-    mixed_precision: Annotated[str, typer.Option(help="no, bf16 or fp16.")] = "no",
+    mixed_precision: Annotated[str, typer.Option(help="no, bf16 or fp16. Default: the study's, else no.")] = "",
     accumulate: Annotated[int, typer.Option(help="Split each step's images into so many parts, to need less memory.", min=1)] = 1,
     workers: Annotated[int | None, typer.Option(help="Processes that read images, beside each training process.", min=0)] = None,
     device: Annotated[str, typer.Option(help="auto (a GPU where there is one) or cpu.")] = "auto",
@@ -39,12 +40,13 @@ def train(
     from edgejoule import training
 
     asked = {"data": data, "recipe": recipe, "distill": distill, "weights": weights, "seeds": seeds, "max_bad_images": max_bad_images}
+    asked["mixed_precision"] = mixed_precision
     plan, specs, name, first = _plan(study, model or [], asked, seed)
-    for value, known, option in ((mixed_precision, PRECISIONS, "--mixed-precision"), (device, DEVICES, "--device")):
+    for value, known, option in ((plan.mixed_precision, PRECISIONS, "--mixed-precision"), (device, DEVICES, "--device")):
         if value not in known:
             raise SpecError(f"{option} {value!r} is not one of {', '.join(known)}")
     training.check(plan, head)
-    hardware = training.Hardware(mixed_precision, accumulate, workers, device, checkpoint_s)
+    hardware = training.Hardware(accumulate, workers, device, checkpoint_s)
     runs = training.runs_of(specs, plan, first, head)
     _train(runs, out or Path("runs") / name, hardware, name, as_json)
 
@@ -66,6 +68,8 @@ def _train(runs: Any, out: Path, hardware: Any, name: str, as_json: bool) -> Non
             progress = opened.enter_context(Progress("training goes on from its last checkpoint"))
             bench = Bench(notify=progress.notify)
             store = opened.enter_context(Store.open(out / NAME))
+            for recipe in dict.fromkeys(run.recipe for run in runs):
+                progress.say(training.about(recipe))
             number = store.begin_run(name, "", command_line(), __version__)
         for result in training.train_all(runs, out, store, number, bench, hardware):
             if not isinstance(result, Failure):
@@ -74,14 +78,15 @@ def _train(runs: Any, out: Path, hardware: Any, name: str, as_json: bool) -> Non
             failed.append(result)
             if store is not None:
                 store.add_failure(number, result)
+        epochs = {one.key: store.epochs(one.key) for one in done} if store is not None else {}
     if not first:
         return
     if not done:
         raise TrainingError("; ".join(f"{failure.variant}: {failure.reason}" for failure in failed))
-    _print(done, failed, out, as_json)
+    _print(done, failed, epochs, out, as_json)
 
 
-def _print(done: Any, failed: Any, out: Path, as_json: bool) -> None:
+def _print(done: Any, failed: Any, epochs: Any, out: Path, as_json: bool) -> None:
     from edgejoule.accuracies import over_seeds, spread
     from edgejoule.plain import encode
     from edgejoule.report import text
@@ -101,10 +106,10 @@ def _print(done: Any, failed: Any, out: Path, as_json: bool) -> None:
             }
         )
         return
-    print_text(tables.trainings(done) + tables.spreads(spread(done)) + (text.failures(failed) if failed else ""))
-    best = out / done[0].weights
+    print_text(tables.trainings(done, epochs) + tables.spreads(spread(done)) + (text.failures(failed) if failed else ""))
+    builder, file = (shlex.quote(str(text)) for text in (done[0].spec.builder, out / done[0].weights))
     print_text(f"\nresults  {out / 'results.sqlite'}\nweights  {out / 'weights'}\n")
-    print_text(f"Next: edgejoule measure '{done[0].spec.builder}' --weights {best}; tensorboard --logdir {out / 'checkpoints'}")
+    print_text(f"Next: edgejoule measure {builder} --weights {file}; tensorboard --logdir {shlex.quote(str(out / 'checkpoints'))}")
 
 
 def _plan(study: str | None, models: list[str], asked: dict[str, Any], seed: int | None) -> Any:
@@ -125,7 +130,7 @@ def _plan(study: str | None, models: list[str], asked: dict[str, Any], seed: int
     if plan is None:
         raise StudyError(f"{study} has no table [train]: add one, or give --model and --data")
     values = {"data": asked["data"], "recipes": tuple(asked["recipe"] or ()), "distill": asked["distill"], "weights": asked["weights"]}
-    values |= {"seeds": asked["seeds"]}
+    values |= {"seeds": asked["seeds"], "mixed_precision": asked["mixed_precision"]}
     plan = replace(plan, **{key: value for key, value in values.items() if value})
     if asked["max_bad_images"] is not None:
         plan = replace(plan, max_bad_images=asked["max_bad_images"])

@@ -94,13 +94,32 @@ def for_training(spec: ModelSpec, seed: int = 0, weights: str = "auto", drop_pat
     with seeded(seed):
         if weights not in ("auto", "pretrained", "random"):
             sha256 = _weights.remember(weights)
-            return _load(leaf, spec, Path(weights).expanduser(), **options).float().cpu(), "file", sha256
+            return _load(leaf, spec, Path(weights).expanduser(), True, **options).float().cpu(), "file", sha256
         found = _weights.find_pretrained(leaf.config()) if weights != "random" and isinstance(leaf, (TimmModel, Backbone)) else None
         if found is not None:
-            return _load(leaf, spec, _weights.fetch(found), **options).float().cpu(), "pretrained", found.sha256
+            return _load(leaf, spec, _weights.fetch(found), True, **options).float().cpu(), "pretrained", found.sha256
         if weights == "pretrained":
             raise ModelError(f"no pretrained weights of {spec.name} in the hub's cache, and the hub does not offer them: go online once")
-        return _made(leaf, spec, **options).float().cpu(), "random", f"fresh(seed={seed})"
+        module = _made_with(leaf, spec, drop_path)
+        if isinstance(leaf, (TimmModel, Backbone)):
+            return module, "random", f"fresh(seed={seed})"
+    with seeded(seed + 1):
+        other = _made_with(leaf, spec, drop_path)
+    begun = _weights.state_sha256(module)  # a user's own code may bring weights, and may change: its layers are part of what it is
+    kind = "file" if begun == _weights.state_sha256(other) else "random"
+    return module, kind, STATE + digest([begun, repr(module)])
+
+
+def _made_with(leaf: Any, spec: ModelSpec, drop_path: float | None) -> torch.nn.Module:
+    """The module of a leaf with a rate of drop path, float32, on the CPU. Raises ModelError, also where it takes none."""
+    if drop_path is None:
+        return _made(leaf, spec).float().cpu()
+    try:
+        return _made(leaf, spec, drop_path_rate=drop_path).float().cpu()
+    except ModelError as error:
+        if "drop_path_rate" not in str(error):
+            raise
+        raise ModelError(f"{spec.name} takes no drop path, and the recipe has {drop_path:g}: give it drop_path=None") from error
 
 
 def dense_for_training(
@@ -174,14 +193,18 @@ def _file(variant: Variant, leaf: Any) -> Path:
     return _weights.fetch(found)
 
 
-def _load(leaf: Any, spec: ModelSpec, path: Path, **options: Any) -> torch.nn.Module:
-    """A network with a file's weights; timm's own code renames, converts and checks them where the network is timm's."""
+def _load(leaf: Any, spec: ModelSpec, path: Path, fresh_head: bool = False, **options: Any) -> torch.nn.Module:
+    """A network with a file's weights; timm's own code renames, converts and checks them where the network is timm's.
+
+    A head for other classes than the spec's is refused, or left out for a fresh one where ``fresh_head``.
+    """
     state = _weights.read_state(path)  # before timm does, so that a bad file is told from a bad fit
     if isinstance(leaf, (TimmModel, Backbone)):
         overlay: dict[str, Any] = {"file": str(path), "custom_load": False}
         classes = leaf.config().get("num_classes")
-        if isinstance(leaf, TimmModel) and classes != spec.num_classes and _classes_of(leaf, state) == spec.num_classes:
-            overlay["num_classes"] = spec.num_classes  # a fine-tuned file: its head fits, and must not be thrown away
+        there = _classes_of(leaf, state) if isinstance(leaf, TimmModel) else None
+        if there is not None and there != classes and (fresh_head or there == spec.num_classes):
+            overlay["num_classes"] = there  # a fine-tuned file: its head is kept where it fits; else it is left out, or refused
         return leaf.build(spec.num_classes, pretrained=True, pretrained_cfg_overlay=overlay, **options)
     module = _made(leaf, spec, **options)
     try:
