@@ -7,6 +7,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,31 @@ def test_a_file_from_before_training_is_brought_up_to_date(tmp_path: Path) -> No
         store.add_epoch("key", Epoch(1, 10, 9.9, 1e-3, 2.0, 640))
         assert [epoch.loss for epoch in store.epochs("key")] == [0.5]
         assert store.trainings() == {} and store.evaluations() == ()
+
+
+def test_an_older_file_that_is_only_read_stays_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "r.sqlite"
+    Store.open(path).close()
+    database = sqlite3.connect(path)
+    for table in ("trainings", "epochs", "evaluations"):
+        database.execute(f"DROP TABLE {table}")
+    database.execute("UPDATE meta SET value = '1' WHERE key = 'schema_version'")
+    database.commit()
+    database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    database.close()
+    before = path.read_bytes()
+    with Store.open(path, create=False) as store:
+        assert store.trainings() == {} and store.evaluations() == () and store.epochs("key") == () and store.failures() == ()
+    assert path.read_bytes() == before
+
+
+def test_a_run_that_screens_twice_knows_more_the_second_time(tmp_path: Path) -> None:
+    rows = [Screened(name, 80.0, 1.0, 1.0, score, name != "c", "") for name, score in (("a", 70.0), ("b", 60.0), ("c", 50.0))]
+    with Store.open(tmp_path / "r.sqlite") as store:
+        run = store.begin_run("x", "", "", "")
+        store.add_screened(run, rows)
+        store.add_screened(run, [replace(rows[1], netscore=99.0), replace(rows[0], netscore=98.0)])
+        assert [(row.name, row.netscore) for row in store.screened()] == [("b", 99.0), ("a", 98.0), ("c", 50.0)]
 
 
 def test_a_failed_migration_leaves_the_file_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

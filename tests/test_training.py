@@ -15,8 +15,8 @@ import pytest
 from edgejoule import trained, training
 from edgejoule.bench import Bench
 from edgejoule.catalog import find_model
-from edgejoule.errors import BadImageError, DataError, OutputError, SpecError, StudyError
-from edgejoule.records import Accuracy, Failure, Training
+from edgejoule.errors import BackendError, BadImageError, DataError, OutputError, SpecError, StudyError
+from edgejoule.records import Accuracy, Artifact, Failure, Training
 from edgejoule.store import NAME, Store
 from edgejoule.study import run_study
 from edgejoule.study_file import ScreenPlan, TrainPlan, load_study, parse_study, with_measure
@@ -226,6 +226,16 @@ def edgejoule(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "edgejoule", *arguments], cwd=cwd, capture_output=True, text=True, check=False)
 
 
+def launched(cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """By two processes on the CPU. accelerate's --cpu starts one, however many are asked for; --multi_gpu starts them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    options = "--multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no --num_cpu_threads_per_process 1"
+    command = [sys.executable, "-m", "accelerate.commands.launch", *options.split(), "--main_process_port", port, "-m", "edgejoule"]
+    return subprocess.run([*command, *arguments], cwd=cwd, capture_output=True, text=True, check=False, timeout=300)
+
+
 def test_the_verb_trains_tells_and_resumes(tmp_path: Path) -> None:
     arguments = ("train", "--model", VIT, "--data", "digits", "--recipe", "digits(steps=6)", "--seeds", "2", "--out", "out")
     done = edgejoule(*arguments, "--json", cwd=tmp_path)
@@ -255,18 +265,39 @@ def test_the_verb_refuses_in_one_sentence(arguments: tuple[str, ...], says: str,
 
 def test_two_processes_train_through_the_verb(tmp_path: Path) -> None:
     asked = ["train", "--model", VIT, "--data", "digits", "--recipe", "digits(steps=6)", "--out", "out", "--device", "cpu"]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    # accelerate's --cpu starts one process, however many are asked for; --multi_gpu starts them, and --device keeps them off GPUs.
-    launch = "--multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no --num_cpu_threads_per_process 1"
-    command = [sys.executable, "-m", "accelerate.commands.launch", *launch.split(), "--main_process_port", port, "-m", "edgejoule"]
-    done = subprocess.run([*command, *asked, "--json"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = launched(tmp_path, *asked, "--json")
     assert done.returncode == 0, done.stderr[-3000:]
     told = json.loads(done.stdout)
     assert told["trainings"][0]["processes"] == 2
     alone = edgejoule(*asked, cwd=tmp_path)
     assert alone.returncode == 0, alone.stderr  # made already, by two: the number of processes is no part of the key
+
+
+def test_a_loss_that_is_no_number_ends_all_processes(tmp_path: Path) -> None:
+    recipe = "digits(lr=1e6, clip_norm=0, warmup_epochs=0, steps=60)"
+    done = launched(tmp_path, "train", "--model", VIT, "--data", "digits", "--recipe", recipe, "--seeds", "2", "--device", "cpu")
+    assert done.returncode != 0 and "expected a number" in done.stderr
+
+
+def test_an_artifact_that_cannot_be_evaluated_is_a_failure_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from edgejoule import evaluating
+
+    study = with_measure(load_study("digits"), profile=SHORT)
+    assert study.train is not None
+    models = (VIT, LEVIT)
+    study = replace(study, train=replace(study.train, recipes=("digits(steps=2)",)), screen=replace(study.screen, models=models))
+    real = evaluating.evaluate_artifact
+
+    def fails_once(artifact: Artifact, *arguments: object, **options: object) -> object:
+        if artifact.variant.spec.name == "vit_digits":
+            raise BackendError("it died")
+        return real(artifact, *arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(evaluating, "evaluate_artifact", fails_once)
+    outcome = run_study(study, tmp_path / "out", Bench(cache=tmp_path / "cache"))
+    assert [(failure.stage, failure.reason) for failure in outcome.failures] == [("evaluate", "it died")]
+    codes = {m.model: {doubt.code for doubt in m.caveats} for m in outcome.measurements}
+    assert "accuracy_of_training" in codes["vit_digits"] and "accuracy_of_training" not in codes["levit_digits"]
 
 
 def test_weights_are_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
