@@ -133,7 +133,7 @@ def test_accuracies_stay_between_none_and_all() -> None:
     "change",
     [
         {"recipe": "digits(lr=0.1)"},
-        {"data": "digits(n=3)"},
+        {"teacher_id": "another"},
         {"origin": "o2"},
         {"distill": "soft(teacher='x')"},
         {"mixed_precision": "bf16"},
@@ -145,6 +145,12 @@ def test_trainings_that_differ_in_more_than_the_seed_are_not_counted(change: dic
     own = training(0, 0.96)
     found = accuracy_of(compiled(own), [own, replace(training(1, 0.9), **change)], [])
     assert found == own.accuracy
+
+
+def test_where_the_data_lie_is_no_difference() -> None:
+    runs = [training(0, 0.96), replace(training(1, 0.9), data="imagefolder(path='/elsewhere')")]
+    found = accuracy_of(compiled(runs[0]), runs, [])
+    assert found and found.seeds == 2
 
 
 def test_a_seed_counts_once_and_other_models_do_not() -> None:

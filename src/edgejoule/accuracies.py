@@ -113,8 +113,12 @@ def over_seeds(trainings: Iterable[Training]) -> tuple[tuple[Training, Accuracy]
 
 
 def _but_for_seed(one: Training) -> tuple[object, ...]:
+    """What trainings that differ in their seed alone have in common: not where data and teachers lie, but what they are."""
+    from edgejoule.train.distil import canonical
+
     begun = "" if one.initial == "random" else one.initial_id  # random weights are made from the seed
-    return one.spec.name, one.head, one.data, one.origin, one.recipe, one.distill, one.teacher_id, one.initial, begun, one.mixed_precision
+    taught = (canonical(one.distill, weights=False), one.teacher_id)
+    return one.spec.name, one.head, one.origin, one.recipe, *taught, one.initial, begun, one.mixed_precision
 
 
 def _over_seeds(seeds: Sequence[Training], lost: float, evaluated: Evaluation | None) -> Accuracy:
