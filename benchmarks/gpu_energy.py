@@ -25,6 +25,7 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # the weights are random: nothing is to be fetched
 
 from edgejoule import registry, stages
+from edgejoule.accuracies import published_accuracy
 from edgejoule.bench import Bench, cores
 from edgejoule.catalog import find_model
 from edgejoule.errors import EdgejouleError, MeterError
@@ -40,7 +41,6 @@ from edgejoule.rank.ranking import rank_groups
 from edgejoule.records import Artifact, Failure, Interval, Measurement, ModelSpec, Ranking, Trial
 from edgejoule.reproduce import e3p
 from edgejoule.reproduce.checks import as_printed
-from edgejoule.results import published_accuracy
 from edgejoule.study_file import MeasurePlan, load_study
 
 ON_GPU = 'eager(device="cuda")'

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +87,15 @@ def test_the_number_of_micro_batches_and_workers_may_change_in_between(tmp_path:
     assert [epoch.loss for epoch in resumed.epochs] == pytest.approx([epoch.loss for epoch in whole.epochs], rel=1e-5)
 
 
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Ctrl-C as at a terminal: a shell that starts tests in the background has them ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_waits_for_the_end_of_the_step_and_leaves_a_checkpoint(tmp_path: Path) -> None:
     whole = train(Toy(0.4), ToyTask(), recipe(ema=0.8), settings(tmp_path / "whole"))
     with pytest.raises(KeyboardInterrupt):
@@ -95,6 +106,7 @@ def test_ctrl_c_waits_for_the_end_of_the_step_and_leaves_a_checkpoint(tmp_path: 
     assert equal(resumed.module.state_dict(), whole.module.state_dict()) and untimed(resumed.epochs) == untimed(whole.epochs)
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_during_an_evaluation_leaves_the_epoch_to_be_judged(tmp_path: Path) -> None:
     class Slow(ToyTask):
         def scores(self, model: torch.nn.Module, device: torch.device) -> Any:
