@@ -1,10 +1,11 @@
-"""Fixtures that several test files share: a real PostgreSQL server of the tests' own, where the program is installed."""
+"""Fixtures that several test files share: a real PostgreSQL server of the tests' own, where the program is installed; Ctrl-C."""
 
 from __future__ import annotations
 
 import os
 import pwd
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -39,3 +40,11 @@ def postgres_url() -> Iterator[str]:
         subprocess.run([control, "-D", folder / "data", "-m", "immediate", "stop"], **options)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Ctrl-C as at a terminal: a shell that starts tests in the background has them ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -85,14 +83,6 @@ def test_the_number_of_micro_batches_and_workers_may_change_in_between(tmp_path:
         train(Toy(), ToyTask(nan_at=8), recipe(), settings(tmp_path, checkpoint_s=0.0))
     resumed = train(Toy(), ToyTask(), recipe(), settings(tmp_path, accumulate=2, workers=1))
     assert [epoch.loss for epoch in resumed.epochs] == pytest.approx([epoch.loss for epoch in whole.epochs], rel=1e-5)
-
-
-@pytest.fixture
-def ctrl_c() -> Iterator[None]:
-    """Ctrl-C as at a terminal: a shell that starts tests in the background has them ignore it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.usefixtures("ctrl_c")

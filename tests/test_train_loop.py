@@ -308,6 +308,7 @@ def float16_on_the_cpu(asked: Settings) -> Accelerator:
     return accelerator
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_the_scale_of_fp16_losses_is_kept_over_a_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, "create_accelerator", float16_on_the_cpu)
     asked: dict[str, Any] = {"mixed_precision": "fp16", "checkpoint_s": 0.0}
