@@ -71,24 +71,8 @@ def test_an_old_schema_is_migrated_and_a_newer_one_refused(tmp_path: Path, monke
         Store.open(path)
 
 
-def test_a_file_from_before_training_is_brought_up_to_date(tmp_path: Path) -> None:
-    path = tmp_path / "r.sqlite"
-    Store.open(path).close()
-    database = sqlite3.connect(path)
-    for table in ("trainings", "epochs", "evaluations"):
-        database.execute(f"DROP TABLE {table}")
-    database.execute("UPDATE meta SET value = '1' WHERE key = 'schema_version'")
-    database.commit()
-    database.close()
-    with Store.open(path) as store:
-        store.add_epoch("key", Epoch(1, 10, 0.5, 1e-3, 2.0, 640))
-        store.add_epoch("key", Epoch(1, 10, 9.9, 1e-3, 2.0, 640))
-        assert [epoch.loss for epoch in store.epochs("key")] == [0.5]
-        assert store.trainings() == {} and store.evaluations() == ()
-
-
-def test_an_older_file_that_is_only_read_stays_as_it_is(tmp_path: Path) -> None:
-    path = tmp_path / "r.sqlite"
+def from_before_training(path: Path) -> Path:
+    """A results file of schema version 1."""
     Store.open(path).close()
     database = sqlite3.connect(path)
     for table in ("trainings", "epochs", "evaluations"):
@@ -97,6 +81,20 @@ def test_an_older_file_that_is_only_read_stays_as_it_is(tmp_path: Path) -> None:
     database.commit()
     database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     database.close()
+    return path
+
+
+def test_a_file_from_before_training_is_brought_up_to_date(tmp_path: Path) -> None:
+    path = from_before_training(tmp_path / "r.sqlite")
+    with Store.open(path) as store:
+        store.add_epoch("key", Epoch(1, 10, 0.5, 1e-3, 2.0, 640))
+        store.add_epoch("key", Epoch(1, 10, 9.9, 1e-3, 2.0, 640))
+        assert [epoch.loss for epoch in store.epochs("key")] == [0.5]
+        assert store.trainings() == {} and store.evaluations() == ()
+
+
+def test_an_older_file_that_is_only_read_stays_as_it_is(tmp_path: Path) -> None:
+    path = from_before_training(tmp_path / "r.sqlite")
     before = path.read_bytes()
     with Store.open(path, create=False) as store:
         assert store.trainings() == {} and store.evaluations() == () and store.epochs("key") == () and store.failures() == ()
