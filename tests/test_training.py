@@ -20,6 +20,7 @@ from edgejoule.records import Accuracy, Artifact, Failure, Training
 from edgejoule.store import NAME, Store
 from edgejoule.study import run_study
 from edgejoule.study_file import ScreenPlan, TrainPlan, load_study, parse_study, with_measure
+from tests import ade20k_sample
 from tests.labelled_samples import write_cifar10, write_imagefolder, write_webdataset
 
 SHORT = "quick(window_s=0.2, idle_s=0.2, warmup_s=0.1, warmup_cap_s=0.5)"
@@ -234,6 +235,16 @@ def launched(cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     options = "--multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no --num_cpu_threads_per_process 1"
     command = [sys.executable, "-m", "accelerate.commands.launch", *options.split(), "--main_process_port", port, "-m", "edgejoule"]
     return subprocess.run([*command, *arguments], cwd=cwd, capture_output=True, text=True, check=False, timeout=300)
+
+
+def test_the_verb_trains_a_dense_head(tmp_path: Path) -> None:
+    ade20k_sample.write(tmp_path / "ade")
+    asked = ("--data", "ade20k(path='ade')", "--recipe", "adesegm_80k(steps=2, batch=2, size=64)", "--weights", "random", "--out", "out")
+    refused = edgejoule("train", "--model", "edgevit_xxs", *asked, cwd=tmp_path)
+    assert refused.returncode == 2 and "semantic_fpn" in refused.stderr
+    done = edgejoule("train", "--model", "edgevit_xxs", "--head", "semantic_fpn", *asked, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "miou" in done.stdout and "edgejoule measure" not in done.stdout
 
 
 def test_the_verb_trains_tells_and_resumes(tmp_path: Path) -> None:

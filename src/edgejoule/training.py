@@ -63,11 +63,11 @@ def check(plan: TrainPlan, head: str = "") -> None:
     for recipe in recipes:
         if recipe.kind != data.kind:
             raise SpecError(f"the recipe {recipe.name} is for {recipe.kind}, and {plan.data} is a {data.kind} set: name one that fits")
-    if data.kind != "classification" and not head:
-        raise SpecError(f"{plan.data} is a {data.kind} set: name a head, such as --head {HEADS[data.kind]}")
-    if head and data.kind != "classification":
-        from edgejoule.zoo.dense import head_of
+    if data.kind != "classification":
+        from edgejoule.zoo.dense import HEADS, head_of
 
+        if not head:
+            raise SpecError(f"{plan.data} is a {data.kind} set: name a head with --head, one of {', '.join(HEADS[data.kind])}")
         head_of(data.kind, head)
     if head and data.kind == "classification":
         raise SpecError(f"--head {head} is for detection and segmentation, and {plan.data} is a classification set: leave it out")
@@ -75,13 +75,9 @@ def check(plan: TrainPlan, head: str = "") -> None:
         _teacher_id(plan.distill)
         if data.kind != "classification":
             raise SpecError(f"distillation is for classification, and {plan.data} is a {data.kind} set: leave it out")
-
     for name in ("train", "validation", "test") if data.kind == "classification" else ():
         if not len(data.split(name)):
             raise DataError(f"the {name} split of {plan.data} holds no images, and all three are needed: give it a share, as in {name}=0.1")
-
-
-HEADS = {"detection": "retinanet", "segmentation": "semantic_fpn"}
 
 
 def about(recipe: str) -> str:
@@ -173,7 +169,8 @@ def train_one(
     if store is None:
         return None
     accuracy, missed = _tested(done.module, data, start.spec, run, settings, bench)
-    weights_id = write_weights(done.module, out / start.file, start.spec, before.weights_id if before else "")
+    noted = None if run.head else start.spec  # a network with a head is no row of the catalog
+    weights_id = write_weights(done.module, out / start.file, noted, before.weights_id if before else "")
     training = Training(
         key=start.key,
         spec=start.spec,

@@ -109,7 +109,8 @@ def _print(done: Any, failed: Any, epochs: Any, out: Path, as_json: bool) -> Non
     print_text(tables.trainings(done, epochs) + tables.spreads(spread(done)) + (text.failures(failed) if failed else ""))
     builder, file = (shlex.quote(str(text)) for text in (done[0].spec.builder, out / done[0].weights))
     print_text(f"\nresults  {out / 'results.sqlite'}\nweights  {out / 'weights'}\n")
-    print_text(f"Next: edgejoule measure {builder} --weights {file}; tensorboard --logdir {shlex.quote(str(out / 'checkpoints'))}")
+    measure = "" if done[0].head else f"edgejoule measure {builder} --weights {file}; "  # dense networks are measured as backbones
+    print_text(f"Next: {measure}tensorboard --logdir {shlex.quote(str(out / 'checkpoints'))}")
 
 
 def _plan(study: str | None, models: list[str], asked: dict[str, Any], seed: int | None) -> Any:
