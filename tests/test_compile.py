@@ -19,7 +19,8 @@ import pytest
 
 from edgejoule import manifest
 from edgejoule.compile import LEAVES
-from edgejoule.compile.build import build, build_key, find, verify_parity
+from edgejoule.compile.build import build, build_key, find
+from edgejoule.compile.truth import verify_parity
 from edgejoule.compile.export import TorchExport
 from edgejoule.errors import BackendError, DataError, ModelError, OutputError
 from edgejoule.records import Outputs, Published, Variant, floats
@@ -189,7 +190,7 @@ def test_an_artifact_is_whole_and_compared(crops: Path, tmp_path: Path) -> None:
     made = make(crops, tmp_path / "cache")
     assert made == manifest.read(tmp_path / "cache" / "artifacts" / made.build_key)
     assert [file.name for file in made.files] == ["weights.json"] and made.batch == 3 and made.backend == "matmul"
-    assert made.parity.n == 8 and made.parity.max_rel < 1e-6 and made.parity.top1_agreement == 1.0 and made.parity.reference_rms > 0.1
+    assert made.parity.n == 11 and made.parity.max_rel < 1e-6 and made.parity.top1_agreement == 1.0 and made.parity.reference_rms > 0.1
     assert made.info.providers == ("numpy",) and made.toolchain == {"numpy": np.__version__}
     assert [caveat.code for caveat in made.caveats] == ["weights_random"]
     assert find(tmp_path / "cache", made.build_key) == made
@@ -371,4 +372,4 @@ def test_outputs_are_of_the_images_asked_for(crops: Path, tmp_path: Path) -> Non
 
     make(crops, tmp_path / "cache", outputs=outputs, threads=2)
     ((images, threads),) = seen
-    assert (images == np.load(crops)[:8]).all() and images.dtype == np.uint8 and threads == 2
+    assert (images == np.load(crops)[:32]).all() and images.dtype == np.uint8 and threads == 2

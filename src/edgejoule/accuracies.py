@@ -14,6 +14,7 @@ from edgejoule.caveats import caveat
 from edgejoule.records import Accuracy, Artifact, Caveat, Evaluation, Interval, ModelSpec, Training
 
 TEST = "test"
+BUDGET_PCT = 1.0  # points of top-1 that compiling may cost where nothing else was asked for
 
 
 def accuracy_of(artifact: Artifact, trainings: Iterable[Training], evaluations: Iterable[Evaluation]) -> Accuracy | None:
@@ -51,11 +52,21 @@ def doubts_of(artifact: Artifact, trainings: Iterable[Training], evaluations: It
     own = training_of(artifact, trainings)
     evaluated = evaluation_of(artifact, evaluations, own)
     if evaluated is not None:
-        return evaluated.caveats
+        return (*evaluated.caveats, *_lost_too_much(artifact, evaluated))
     if own is None or own.accuracy is None:
         published = artifact.variant.weights == "file" and published_accuracy(artifact.variant.spec) is not None
         return (caveat("weights_of_file", f"{artifact.variant.label} was made from a file"),) if published else ()
     return (caveat("accuracy_of_training", f"{100 * own.accuracy.value:.2f} % on {own.accuracy.dataset}, {own.recipe}, seed {own.seed}"),)
+
+
+def _lost_too_much(artifact: Artifact, evaluated: Evaluation) -> tuple[Caveat, ...]:
+    """Where even the least drop that the labelled images allow is beyond the budget that the artifact was compiled with."""
+    drop, budget = evaluated.drop, float(artifact.notes.get("budget_pct", BUDGET_PCT))
+    if drop is None or drop.low is None or 100 * drop.low <= budget:
+        return ()
+    fell = f"top-1 fell by {100 * drop.value:.1f} points, at least {100 * drop.low:.1f}"
+    seen = f"{fell}, on {evaluated.scores.n} images; the budget is {budget:g}"
+    return (caveat("accuracy_lost", seen),)
 
 
 def published_accuracy(spec: ModelSpec) -> Accuracy | None:

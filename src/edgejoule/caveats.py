@@ -280,19 +280,44 @@ TABLE: dict[str, tuple[Severity, str, str]] = {
     ),
     # what was compiled
     "parity_low": (
-        "warn",
-        "The compiled file's logits differ from the network's by more than its precision explains.",
+        "reject",
+        "The compiled file's logits differ from the network's by more than its precision explains, so it is not ranked.",
         "Do not ship it; compile for fp32 and compare.",
     ),
     "parity_blind": (
-        "warn",
-        "The network's outputs are nearly zero, so agreement with them proves nothing.",
+        "reject",
+        "The network's outputs are nearly zero, so agreement with them proves nothing, and the artifact is not ranked.",
         "Give it real or live weights.",
     ),
     "precision_differs": (
         "reject",
-        "The runtime executes another precision than was asked for.",
+        "The runtime executes another precision than was asked for, so the artifact is not ranked.",
         "Name the precision that it really runs.",
+    ),
+    "answers_differ": (
+        "reject",
+        "The compiled file names another class than the network on more images than its precision may cost, so it is not ranked.",
+        "Allow fewer layers in int8 (a smaller --max-drop-pct), calibrate on images like yours, or use another precision.",
+    ),
+    "accuracy_lost": (
+        "reject",
+        "The compiled file recognises fewer of the labelled images than the float32 network, beyond the budget, so it is not ranked.",
+        "Calibrate on images like yours, allow fewer layers in int8, use another precision, or raise max_drop_pct knowingly.",
+    ),
+    "fell_back": (
+        "reject",
+        "Operators run elsewhere than on the device or delegate that was asked for, so the figures are not that device's.",
+        "Look at the operators that are named; rewrite the network without them, or measure the device that really runs it.",
+    ),
+    "not_run": (
+        "reject",
+        "The file was written here and never run, so nothing is known of what it computes, and it is not ranked.",
+        "Take its folder to the device that runs it, and evaluate and measure it there.",
+    ),
+    "partly_delegated": (
+        "note",
+        "Some operators run outside the delegate, on the same device; every change between them costs a copy.",
+        "Look at the operators that are named: a delegate that takes them all is faster.",
     ),
     # what was ranked
     "metric_replaced": (
@@ -307,6 +332,10 @@ TABLE: dict[str, tuple[Severity, str, str]] = {
     ),
     "order_ambiguous": ("note", "The order changes with the unit of energy or the exponents of the metric.", "See rank --sensitivity."),
 }
+
+
+# Doubts about the artifact itself, not about a repeat: what carries one of them is shown and never ranked.
+UNRANKED = frozenset({"parity_low", "parity_blind", "precision_differs", "answers_differ", "accuracy_lost", "fell_back", "not_run"})
 
 
 def caveat(code: str, seen: str) -> Caveat:

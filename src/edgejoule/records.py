@@ -241,6 +241,8 @@ class Parity:
     max_rel: float  # max over images of ||compiled - eager|| / ||eager||
     top1_agreement: float  # fraction of images
     reference_rms: float  # the reference logits' root mean square: parity of vanishing outputs proves nothing
+    median_rel: float | None = None  # as max_rel, the median over images
+    agreement: Interval | None = None  # top1_agreement with Wilson's interval
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,6 +250,28 @@ class ArtifactFile:
     name: str
     sha256: str
     bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """What a runtime executes after its own fusions, operator by operator, by its own word."""
+
+    nodes: int  # executed operators; constants, parameters and results are none
+    delegated: int  # of those, by the provider, delegate or device that was asked for
+    fallbacks: Mapping[str, int] = field(default_factory=dict)  # operator type -> how many of them the others run
+    precisions: Mapping[str, int] = field(
+        default_factory=dict
+    )  # of products with weights (linear, convolution): fp32, bf16, int8 -> how many
+
+    @property
+    def words(self) -> str:
+        """``62 of 65 operators (the others: 2 LayerNorm, 1 Softmax); products with weights: 48 int8, 2 fp32``."""
+        others, kinds = (
+            ", ".join(f"{n} {name}" for name, n in sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+            for counts in (self.fallbacks, self.precisions)
+        )
+        where = f"{self.delegated} of {self.nodes} operators" + (f" (the others: {others})" if others else "")
+        return where + (f"; products with weights: {kinds}" if kinds else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,6 +284,7 @@ class SessionInfo:
     threads: int
     inputs: tuple[TensorInfo, ...] = ()
     outputs: tuple[TensorInfo, ...] = ()
+    placement: Placement | None = None  # of jobs that ask for outputs; None where the runtime does not tell
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,6 +303,9 @@ class Artifact:
     caveats: tuple[Caveat, ...] = ()
     build_key: str = ""
     folder: str = ""
+    notes: Mapping[str, str] = field(
+        default_factory=dict
+    )  # what the backend chose while compiling: smoothing, ranges, layers left in float
 
     @property
     def bytes(self) -> int:
@@ -409,6 +437,7 @@ class Job:
     repeat: int = 0
     seed: int = 0
     most: int = 8  # outputs: of the first so many images
+    audit: bool = False  # outputs: also ask the runtime which operators run where
 
 
 @dataclass(frozen=True, slots=True)

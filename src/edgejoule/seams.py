@@ -139,10 +139,15 @@ class LabelledData(Protocol):
 
 
 class Session(Protocol):
-    """A loaded artifact. ``infer`` blocks until the host has the arrays."""
+    """A loaded artifact. ``infer`` blocks until the host has the arrays; loaded with ``streams=n``, n threads may call it at once.
+
+    Optional: ``audit(images) -> Placement`` runs the images once more, however slowly, to see which operators run where and in what
+    precision (never called where time is measured); ``submit(images, done)`` begins an inference and returns at once, where a stream
+    is free; ``done({"logits": ...} | an exception)`` is called from any thread.
+    """
 
     def infer(self, images: Any) -> Mapping[str, Any]: ...  # (B, C, H, W) float32 -> {"logits": (B, K) float32}
-    def info(self) -> SessionInfo: ...  # read back from the runtime, never assumed
+    def info(self) -> SessionInfo: ...  # read back from the runtime, never assumed; cheap
     def close(self) -> None: ...
 
 
@@ -158,19 +163,42 @@ class Export(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Held:
+    """Images held out from calibration and from every measurement: what quantisation's choices are judged by."""
+
+    images: Any  # (M, C, H, W) float32, normalised
+    labels: Any = None  # (M,) int64; None where nobody knows: then the float32 network's own answers are the truth
+
+
+@dataclass(frozen=True, slots=True)
 class CompileContext:
-    """What a backend may need to know besides the network."""
+    """What a backend may need to know besides the network. ``calibration`` and ``held`` are made when called, at some cost."""
 
     shape: tuple[int, int, int, int]  # (B, C, H, W), static
-    workdir: Path  # write here, and return a path in here
+    workdir: Path  # write here, and return a path in here; every file in it is part of the artifact
     calibration: Callable[[], Any]  # -> (N, C, H, W) float32, normalised real images
-    evaluate: Callable[[Path], float] | None = None  # top-1 of a compiled file as a fraction
-    max_drop_pct: float | None = None
+    held: Callable[[], Held] | None = None
+    max_drop_pct: float = 1.0  # the most top-1 (or agreement) that quantisation may cost on the held-out images
+    note: Callable[[str, str], None] = lambda what, chosen: None  # what was chosen goes into the manifest
+    notify: Callable[[str], None] = lambda line: None  # progress of anything over two seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Handover:
+    """How an artifact runs with its runtime alone, without edgejoule: what its folder's README says."""
+
+    install: str  # one shell line: pip install onnxruntime numpy pillow
+    python: str  # run in the folder; defines ``run(images)``: numpy float32 (B, C, H, W), normalised -> logits (B, K)
+    cpp: str = ""  # where usual
 
 
 @runtime_checkable
 class Backend(Protocol):
-    """Changes the representation, not the network."""
+    """Changes the representation, not the network.
+
+    Optional: ``environment`` names the worker environment (``environments.py``) in which it compiles or runs where its packages are not
+    in this one; ``handover(artifact) -> Handover``.
+    """
 
     @property
     def precision(self) -> str: ...

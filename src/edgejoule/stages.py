@@ -42,7 +42,7 @@ from edgejoule.records import (
 )
 from edgejoule.scenarios import scenario
 from edgejoule.seams import Backend, PassContext
-from edgejoule.study_file import MeasurePlan, ScreenPlan
+from edgejoule.study_file import CompilePlan, MeasurePlan, ScreenPlan
 
 if TYPE_CHECKING:  # SQLAlchemy, which doctor and screen do without
     from edgejoule.store import Store
@@ -111,10 +111,20 @@ class LazyExport:
 
 
 def compile_model(
-    spec: ModelSpec, backends: Sequence[str], plan: MeasurePlan, weights: str, bench: Bench, recipe: str = ""
+    spec: ModelSpec,
+    backends: Sequence[str],
+    plan: MeasurePlan,
+    weights: str,
+    bench: Bench,
+    recipe: str = "",
+    compiling: CompilePlan | None = None,
 ) -> Iterator[Artifact | Failure]:
-    """One model, changed by a recipe, for each backend: an artifact, or the reason why there is none."""
+    """One model, changed by a recipe, for each backend: an artifact, or the reason why there is none.
+
+    ``compiling`` says what quantisation is calibrated on and what it may cost. Raises DataError for calibration images that cannot be had.
+    """
     from edgejoule import zoo
+    from edgejoule.calibration import material
     from edgejoule.compile.build import build
     from edgejoule.compile.export import TorchExport
 
@@ -126,6 +136,9 @@ def compile_model(
         return
     crops, _ = data.write_crops(plan.images, spec.preprocessing, writable(bench.cache / "images"))
     shape = (plan.batch, *spec.preprocessing.input_size)
+    compiling = compiling or CompilePlan()
+    quantises = any(registry.create("backend", backend).precision == "int8" for backend in backends)
+    given = material(spec, compiling.calibration, compiling.max_drop_pct) if quantises else None
     with ExitStack() as scratch:
         export = LazyExport(lambda: TorchExport(optimized(variant, bench), shape, _scratch(bench.cache, scratch), name=variant.label))
         for backend in backends:
@@ -139,6 +152,8 @@ def compile_model(
                     cache=bench.cache,
                     threads=cores(plan.threads),
                     outputs=lambda folder, images, threads: _outputs(folder, images, threads, plan.batch, bench),
+                    material=given,
+                    notify=lambda line: bench.notify(Event("compile", line)),
                 )
             except OF_ONE_MODEL as error:
                 yield Failure(variant.label, backend, "compile", str(error))
@@ -184,10 +199,12 @@ def _alive(process: int) -> bool:
 
 def _outputs(folder: Path, images: Path, threads: int, batch: int, bench: Bench) -> Outputs:
     """What the compiled file computes in a fresh process, as it will be measured."""
+    from edgejoule.compile.build import PARITY_IMAGES
     from edgejoule.fleet.dispatch import run_job
 
     workload = Workload("offline" if batch > 1 else "single_stream", batch)
-    answer = run_job(Job("outputs", str(folder), str(images), workload, threads), bench.transport)
+    job = Job("outputs", str(folder), str(images), workload, threads, most=PARITY_IMAGES, audit=True)
+    answer = run_job(job, bench.transport)
     if not isinstance(answer, Outputs):
         raise AgentError("the worker answered with a trial where outputs were asked for: is it another version of edgejoule?")
     return answer

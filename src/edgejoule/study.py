@@ -7,14 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from edgejoule import __version__, registry, stages, trained, training
+from edgejoule import __version__, calibration, registry, stages, trained, training
 from edgejoule.bench import Bench, Event
 from edgejoule.errors import BackendError, DataError, OutputError, StudyError
 from edgejoule.records import Artifact, Failure, Measurement, ModelSpec, Training, Trial
 from edgejoule.results import Outcome, measurements, outcome_of
 from edgejoule.scenarios import scenario
 from edgejoule.store import NAME, Store
-from edgejoule.study_file import MeasurePlan, ScreenPlan, Study, load_study
+from edgejoule.study_file import CompilePlan, MeasurePlan, ScreenPlan, Study, load_study
 
 __all__ = ["Outcome", "Study", "load_study", "run_study"]
 REPORT = "report.html"
@@ -30,6 +30,7 @@ def run_study(study: Study, out: Path, bench: Bench | None = None, command: str 
     check_writable(out)
     for plan in study.measure:
         stages.check(plan, study.compile.backends, study.optimize.recipes)
+    calibration.check(compiling(study).calibration)
     if study.train is not None:
         training.check(study.train)
     with Store.open(out / NAME) as store:
@@ -116,7 +117,7 @@ def compile_all(
     done, total = 0, len(variants) * len(study.compile.backends)
     for spec, weights, recipe in variants:
         bench.notify(Event("compile", f"{spec.name} | {recipe}" if recipe else spec.name, done, total))
-        for result in stages.compile_model(spec, study.compile.backends, plan, weights, bench, recipe):
+        for result in stages.compile_model(spec, study.compile.backends, plan, weights, bench, recipe, compiling(study)):
             done += 1
             if isinstance(result, Failure):
                 store.add_failure(run, result)
@@ -130,6 +131,13 @@ def compile_all(
     if not artifacts:
         raise StudyError(f"nothing in {study.study.name} could be compiled: {'; '.join(f.reason for f in store.failures(run)[:2])}")
     return tuple(artifacts)
+
+
+def compiling(study: Study) -> CompilePlan:
+    """The study's compiling plan, calibrated on its training data where it has some and names no other images."""
+    if study.compile.calibration != "auto" or study.train is None:
+        return study.compile
+    return replace(study.compile, calibration=study.train.data)
 
 
 def measure(artifacts: tuple[Artifact, ...], plan: MeasurePlan, store: Store, run: int, bench: Bench) -> None:

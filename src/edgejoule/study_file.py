@@ -93,9 +93,14 @@ class OptimizePlan:
 
 @dataclass(frozen=True, slots=True)
 class CompilePlan:
-    """``[compile]``: which backends every kept model is compiled for."""
+    """``[compile]``: which backends every kept model is compiled for, what int8 is calibrated on, and how much accuracy it may cost.
+
+    ``calibration``: images (``folder(path="...")``) or labelled data (``digits``); ``auto`` is the study's training data, else photographs.
+    """
 
     backends: tuple[str, ...] = ("onnxruntime",)
+    calibration: str = "auto"
+    max_drop_pct: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,8 +274,7 @@ def _check_values(study: Study, where: _Where) -> None:
         raise where.error("optimize", "recipes", 0, 'name at least one recipe; "" leaves the network as it is')
     for text in study.optimize.recipes:
         _recipe(text, partial(where.error, "optimize", "recipes", 0))
-    if not study.compile.backends:
-        raise where.error("compile", "backends", 0, "name at least one backend")
+    check_compile(study.compile, partial(_no_nth, where, "compile"))
     if not re.fullmatch(r"(?!\.+$)[\w.-]+", study.study.name):
         raise where.error("study", "name", 0, "expected letters, digits, '-', '_' and '.': it names a folder")
     if not 0 <= study.study.seed < 2**32:
@@ -281,12 +285,25 @@ def _check_values(study: Study, where: _Where) -> None:
         raise where.error("rank", "a" if study.rank.a < 0 else "b", 0, "expected a of at least 0 and b above 0")
     if study.rank.beside and study.rank.beside not in BESIDE:
         raise where.error("rank", "beside", 0, f"{study.rank.beside!r} is not one of {', '.join(BESIDE)}")
-    for text in study.compile.backends:
-        _spelling(text, partial(where.error, "compile", "backends", 0))
     if study.train is not None:
         check_train(study.train, where.train_error)
     for nth, plan in enumerate(study.measure):
         check_plan(plan, partial(where.measure_error, nth))
+
+
+def _no_nth(where: _Where, table: str, key: str, message: str) -> StudyError:
+    return where.error(table, key, 0, message)
+
+
+def check_compile(plan: CompilePlan, error: Callable[[str, str], StudyError]) -> None:
+    """Raises ``error(key, message)`` for the first value of a compiling plan that makes no sense."""
+    if not plan.backends:
+        raise error("backends", "name at least one backend")
+    for text in plan.backends:
+        _spelling(text, partial(error, "backends"))
+    _spelling(plan.calibration, partial(error, "calibration"))
+    if not 0 <= plan.max_drop_pct <= 100:
+        raise error("max_drop_pct", f"expected percentage points from 0 to 100, found {plan.max_drop_pct:g}")
 
 
 def check_train(plan: TrainPlan, error: Callable[[str, str], StudyError]) -> None:

@@ -1,7 +1,7 @@
-"""From a variant to an artifact: compile, run the file in a fresh process, compare it with the network, write the manifest.
+"""From a variant to an artifact: compile, run the file in a fresh process, pass it through the truth gate, write the manifest.
 
-Knows no backend, no agent and no model builder: the backend comes by its spelling, the export and ``outputs`` from the
-caller. What was built once is found again by its key, and then the network is never touched.
+Knows no backend, no agent and no model builder: the backend comes by its spelling, the export, the images and ``outputs`` from the
+caller. What was built once is found again by its key, and then neither network nor images are touched.
 """
 
 from __future__ import annotations
@@ -16,31 +16,43 @@ import numpy as np
 from edgejoule import data, manifest, registry
 from edgejoule.caveats import caveat
 from edgejoule.compile.cache import find, settle, sole_builder, staging, writing
+from edgejoule.compile.handover import write_readme
 from edgejoule.compile.reasons import reason
-from edgejoule.errors import BackendError, DataError, EdgejouleError, ModelError
+from edgejoule.compile.truth import gate, verify_parity
+from edgejoule.errors import BackendError, DataError, EdgejouleError
 from edgejoule.plain import digest
-from edgejoule.records import Artifact, Caveat, Outputs, Parity, SessionInfo, Variant
-from edgejoule.seams import Backend, CompileContext, Export
+from edgejoule.records import Artifact, Outputs, SessionInfo, Variant
+from edgejoule.seams import Backend, CompileContext, Export, Held
 
-__all__ = ["BUILD_VERSION", "build", "build_key", "find", "verify_parity"]
+__all__ = ["BUILD_VERSION", "Material", "build", "build_key", "find"]
 
-BUILD_VERSION = 1  # raise it when this package compiles the same inputs to another file
-PARITY_IMAGES = 8
-TINY = 1e-12  # stands in for the norm of a vanishing reference, so that its relative error stays a number
-BLIND_RMS = 1e-3
-# Largest relative error and least top-1 agreement that rounding explains; any other precision: gross errors only. Over 20 catalog
-# networks with random weights, fp32 stayed below 1.2e-3 (levit_128s, which amplifies noise) and bfloat16 above 7e-3.
-EXPLAINED = {"fp32": (3e-3, 1.0), "bf16": (5e-2, 0.75), "fp16": (5e-2, 0.75)}
-GROSS = (0.5, 0.5)
+BUILD_VERSION = 2  # raise it when this package compiles the same inputs to another file
+PARITY_IMAGES = 32
 
 RunOutputs = Callable[[Path, Path, int], Outputs]  # (artifact folder, images .npy, threads): in a fresh process
+Crops = Callable[[], np.ndarray[Any, Any]]  # -> uint8 (N, C, H, W)
 
 
-def build_key(variant: Variant, backend_text: str, batch: int, toolchain: Mapping[str, str]) -> str:
-    """What determines the compiled file and what it is fed, as a sha256; names and published figures do not."""
+@dataclasses.dataclass(frozen=True, slots=True)
+class Material:
+    """What quantisation is calibrated on and its choices are judged by; made when a backend asks. ``identity`` goes into the key."""
+
+    identity: str
+    calibration: Crops
+    held: Callable[[], tuple[np.ndarray[Any, Any], np.ndarray[Any, Any] | None]]  # -> uint8 (M, C, H, W), labels (M,) int64 or None
+    max_drop_pct: float = 1.0
+
+
+def build_key(variant: Variant, backend_text: str, batch: int, toolchain: Mapping[str, str], material: Material | None = None) -> str:
+    """What determines the compiled file and what it is fed, as a sha256; names and published figures do not.
+
+    ``material`` is given where the file depends on it: quantised ones.
+    """
     spec = variant.spec
+    calibrated = {} if material is None else {"calibration": [material.identity, material.max_drop_pct]}
     return digest(
-        {
+        calibrated
+        | {
             "version": BUILD_VERSION,
             "builder": registry.canonical(spec.builder),
             "num_classes": spec.num_classes,
@@ -55,47 +67,36 @@ def build_key(variant: Variant, backend_text: str, batch: int, toolchain: Mappin
 
 
 def build(
-    variant: Variant, backend_text: str, export: Export, *, crops: Path, batch: int, cache: Path, threads: int, outputs: RunOutputs
+    variant: Variant,
+    backend_text: str,
+    export: Export,
+    *,
+    crops: Path,
+    batch: int,
+    cache: Path,
+    threads: int,
+    outputs: RunOutputs,
+    material: Material | None = None,
+    notify: Callable[[str], None] = lambda line: None,
 ) -> Artifact:
     """The variant's artifact for a backend and a static batch, from the cache or compiled now.
 
-    ``crops``: .npy, uint8 (N, C, H, W), of which the first 8 are compared; ``cache``: artifacts lie in cache/artifacts/<key>.
+    ``crops``: .npy, uint8 (N, C, H, W), of which the first 32 are compared, and calibrated on where there is no ``material``;
+    ``cache``: artifacts lie in cache/artifacts/<key>.
     Raises BackendError, ModelError, ArtifactError, DataError, OutputError (the cache cannot be written), and what ``outputs`` raises.
     """
     backend: Backend = registry.create("backend", backend_text)
-    key = build_key(variant, backend_text, batch, backend.toolchain())
+    material = material if backend.precision == "int8" else None
+    key = build_key(variant, backend_text, batch, backend.toolchain(), material)
     found = find(cache, key)
     if found is None:
         if (missing := backend.probe()) is not None:
             raise BackendError(f"{backend_text} cannot be used here: {missing}")
         with sole_builder(cache, key):
             found = find(cache, key, quietly=True) or _build(
-                _Order(variant, backend_text, backend, export, crops, batch, threads, key), cache, outputs
+                _Order(variant, backend_text, backend, export, crops, batch, threads, key, material, notify), cache, outputs
             )
     return dataclasses.replace(found, variant=variant)  # the same file may bear another name
-
-
-def verify_parity(reference: np.ndarray[Any, Any], compiled: np.ndarray[Any, Any]) -> Parity:
-    """The compiled file's logits (n, K) against the float32 network's (n, K); the relative error is of Euclidean norms, image by image.
-
-    Raises ModelError or BackendError where the respective logits are not finite, BackendError for another shape.
-    """
-    if reference.shape != compiled.shape:
-        raise BackendError(f"the compiled file gives logits of shape {compiled.shape}, the network {reference.shape}: use another backend")
-    if not np.isfinite(reference).all():
-        raise ModelError("the network's own logits are not finite on real images: check its weights")
-    if not np.isfinite(compiled).all():
-        raise BackendError("the compiled file's logits are not finite on real images: use precision='fp32'")
-    wide = reference.astype(np.float64)  # (n, K)
-    error = compiled.astype(np.float64) - wide
-    relative = np.linalg.norm(error, axis=1) / np.maximum(np.linalg.norm(wide, axis=1), TINY)  # (n,)
-    return Parity(
-        n=len(wide),
-        max_abs=float(np.abs(error).max()),
-        max_rel=float(relative.max()),
-        top1_agreement=float((wide.argmax(axis=1) == compiled.argmax(axis=1)).mean()),
-        reference_rms=float(np.sqrt(np.square(wide).mean())),
-    )
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -110,6 +111,8 @@ class _Order:
     batch: int
     threads: int
     key: str
+    material: Material | None
+    notify: Callable[[str], None]
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -125,12 +128,25 @@ def _build(order: _Order, cache: Path, outputs: RunOutputs) -> Artifact:
             np.save(sample, images)
             draft = _compile(order, folder, network_input)
             manifest.write(folder, draft)
-        answer = outputs(folder, sample, order.threads)
-        logits = np.frombuffer(answer.logits, dtype=np.float64).reshape(answer.shape)  # (n, K)
-        parity = verify_parity(_reference(order, network_input), logits)
-        caveats = _caveats(order.variant, order.backend.precision, answer.info, parity)
-        manifest.write(folder, dataclasses.replace(draft, info=answer.info, parity=parity, caveats=caveats))
+        finished = _judged(order, draft, folder, sample, network_input, outputs)
+        with writing(stage):
+            write_readme(order.backend, dataclasses.replace(finished, folder=str(folder)))
+        manifest.write(folder, finished)
         return settle(folder, cache, order.key)
+
+
+def _judged(
+    order: _Order, draft: Artifact, folder: Path, sample: Path, network_input: np.ndarray[Any, Any], outputs: RunOutputs
+) -> Artifact:
+    """The draft with what the truth gate found; a file that cannot be run here is said to be that."""
+    runs_here = getattr(order.backend, "runs_here", None)
+    if runs_here is not None and (why := runs_here()) is not None:
+        return dataclasses.replace(draft, caveats=(caveat("not_run", why),))
+    answer = outputs(folder, sample, order.threads)
+    logits = np.frombuffer(answer.logits, dtype=np.float64).reshape(answer.shape)  # (n, K)
+    parity = verify_parity(_reference(order, network_input), logits)
+    caveats = gate(order.variant, order.backend.precision, order.backend.device, answer.info, parity)
+    return dataclasses.replace(draft, info=answer.info, parity=parity, caveats=caveats)
 
 
 def _images(order: _Order) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
@@ -144,7 +160,8 @@ def _images(order: _Order) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
 
 def _compile(order: _Order, folder: Path, network_input: np.ndarray[Any, Any]) -> Artifact:
     """Runs the backend in the artifact's folder, all of whose files are then the artifact; the result has no parity yet."""
-    context = CompileContext(shape=order.shape, workdir=folder, calibration=lambda: network_input)
+    notes: dict[str, str] = {}
+    context = _context(order, folder, network_input, notes)
     try:
         entry = order.backend.compile(order.export, context)
     except Exception as error:
@@ -167,6 +184,28 @@ def _compile(order: _Order, folder: Path, network_input: np.ndarray[Any, Any]) -
         info=SessionInfo(precision="unknown", providers=(), runtime="not yet loaded", threads=order.threads),
         parity=None,
         build_key=order.key,
+        notes=notes,
+    )
+
+
+def _context(order: _Order, folder: Path, network_input: np.ndarray[Any, Any], notes: dict[str, str]) -> CompileContext:
+    material, preprocessing = order.material, order.variant.spec.preprocessing
+    if material is None:
+        return CompileContext(order.shape, folder, lambda: network_input, note=notes.__setitem__, notify=order.notify)
+
+    def held() -> Held:
+        crops, labels = material.held()
+        return Held(data.normalise(crops, preprocessing), labels)
+
+    notes["budget_pct"] = f"{material.max_drop_pct:g}"
+    return CompileContext(
+        shape=order.shape,
+        workdir=folder,
+        calibration=lambda: data.normalise(material.calibration(), preprocessing),
+        held=held,
+        max_drop_pct=material.max_drop_pct,
+        note=notes.__setitem__,
+        notify=order.notify,
     )
 
 
@@ -180,18 +219,3 @@ def _reference(order: _Order, network_input: np.ndarray[Any, Any]) -> np.ndarray
         logits = [order.export.module(torch.from_numpy(padded[i : i + batch])) for i in range(0, len(padded), batch)]
     joined: np.ndarray[Any, Any] = torch.cat(logits)[:n].numpy()
     return joined
-
-
-def _caveats(variant: Variant, asked: str, info: SessionInfo, parity: Parity) -> tuple[Caveat, ...]:
-    found = []
-    if variant.weights == "random":
-        found.append(caveat("weights_random", f"{variant.spec.name} was built with random weights ({variant.weights_id})"))
-    if info.precision != asked:
-        found.append(caveat("precision_differs", f"{asked} was asked for, {info.runtime} runs {info.precision}"))
-    if parity.reference_rms < BLIND_RMS:
-        found.append(caveat("parity_blind", f"the logits' root mean square is {parity.reference_rms:.1e} over {parity.n} images"))
-    most_rel, least_agreement = EXPLAINED.get(asked, GROSS)
-    if parity.max_rel > most_rel or parity.top1_agreement < least_agreement:
-        seen = f"relative error {parity.max_rel:.1e} (at most {most_rel:g}), same top-1 on {parity.top1_agreement:.0%} of {parity.n} images"
-        found.append(caveat("parity_low", seen))
-    return tuple(found)

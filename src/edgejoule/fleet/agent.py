@@ -16,6 +16,7 @@ import sys
 import traceback
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -134,7 +135,8 @@ def measure(job: Job, artifact: Artifact, crops: npt.NDArray[np.uint8], answers:
 def outputs(job: Job, artifact: Artifact, crops: npt.NDArray[np.uint8], opened: ExitStack) -> Outputs:
     """Logits (n, K) of the first n = min(job.most, N) images, in batches of the artifact's size, the last one filled by repeating.
 
-    Images are normalised batch by batch: a board need not hold them all as float32. Raises AgentError where none are asked for.
+    Images are normalised batch by batch: a board need not hold them all as float32. Where the job asks for an audit, the info says which
+    operators run where. Raises AgentError where no images are asked for.
     """
     import numpy as np
 
@@ -150,7 +152,10 @@ def outputs(job: Job, artifact: Artifact, crops: npt.NDArray[np.uint8], opened: 
         part = normalise(crops[np.arange(start, start + batch) % n], artifact.variant.spec.preprocessing)  # (B, C, H, W)
         rows.append(np.asarray(session.infer(np.ascontiguousarray(part))["logits"], dtype=np.float64))
     logits = np.concatenate(rows)[:n]
-    return Outputs(floats(logits.ravel().tolist()), (n, logits.shape[1]), session.info())
+    info, audit = session.info(), getattr(session, "audit", None)
+    if job.audit and audit is not None:
+        info = replace(info, placement=audit(np.ascontiguousarray(part)))
+    return Outputs(floats(logits.ravel().tolist()), (n, logits.shape[1]), info)
 
 
 def _backend(artifact: Artifact) -> Any:

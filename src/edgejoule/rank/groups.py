@@ -9,8 +9,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from edgejoule.caveats import UNRANKED
 from edgejoule.rank.table import Entry
-from edgejoule.records import Accuracy, Failure, Interval, Measurement, Screened, Workload
+from edgejoule.records import Accuracy, Caveat, Failure, Interval, Measurement, Screened, Workload
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,7 @@ def entries_from_measurements(
     stage1 = {row.name: row for row in screened}
     groups: dict[GroupKey, list[Entry]] = {}
     for measurement in _by_origin(measurements):
-        if measurement.energy_j is not None:
+        if measurement.energy_j is not None and not gated(measurement):
             entry = _entry(measurement, measurement.energy_j, stage1.get(measurement.model), (plain or {}).get(measurement.model, ""))
             groups.setdefault(group_key(measurement), []).append(entry)
     return {key: _told_apart(entries) for key, entries in groups.items()}
@@ -69,12 +70,20 @@ def _by_origin(measurements: Sequence[Measurement]) -> tuple[Measurement, ...]:
 
 
 def unranked(measurements: Sequence[Measurement]) -> tuple[Failure, ...]:
-    """The measurements that no ranking by energy can hold, each with its reason."""
-    return tuple(
-        Failure(m.variant, m.backend, "rank", _why_no_energy(m) + "; its latency stands in the measurements")
-        for m in measurements
-        if m.energy_j is None
-    )
+    """The measurements that no ranking can hold, each with its reason: an artifact that lies, or no energy."""
+    failures = []
+    for m in measurements:
+        if doubts := gated(m):
+            reason = "; ".join(f"{doubt.code.replace('_', ' ')}: {doubt.seen}" for doubt in doubts)
+            failures.append(Failure(m.variant, m.backend, "truth", f"{reason}; its figures stand in the measurements"))
+        elif m.energy_j is None:
+            failures.append(Failure(m.variant, m.backend, "rank", _why_no_energy(m) + "; its latency stands in the measurements"))
+    return tuple(failures)
+
+
+def gated(measurement: Measurement) -> tuple[Caveat, ...]:
+    """What keeps the artifact out of rankings: it does not compute, or does not run as, what its label says."""
+    return tuple(doubt for doubt in measurement.caveats if doubt.code in UNRANKED)
 
 
 def group_key(measurement: Measurement) -> GroupKey:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from edgejoule.records import Artifact, Caveat, Environment, Failure, Interval, Measurement, Screened
+from edgejoule.records import Artifact, Caveat, Environment, Failure, Interval, Measurement, Parity, Screened
 from edgejoule.report import format as f
 from edgejoule.report.cells import BOUNDS, Cell, Head, accuracy_cell, esc, interval_cell, label_cell, number_cell, section, table, text_cell
 from edgejoule.report.reproduction import Beside, rank_correlation
@@ -111,7 +111,8 @@ def beside_section(found: Beside) -> str:
 def artifacts_table(artifacts: Sequence[Artifact]) -> str:
     """What was compiled, what the runtime says that it runs, and how far it is from the network."""
     heads = [Head("Model", pin=True), Head("Runs as", "read back from the runtime"), Head("Runtime"), Head("Providers")]
-    heads += [Head("Same top-1", "on real photographs", True), Head("Error", "largest relative error of the logits", True)]
+    heads += [Head("Same top-1", "on real images, Wilson's interval", True), Head("Error", "largest relative error of the logits", True)]
+    heads += [Head("Operators", "where they run, and in what precision"), Head("Chosen while compiling")]
     rows = []
     for a in artifacts:
         parity = a.parity
@@ -121,12 +122,22 @@ def artifacts_table(artifacts: Sequence[Artifact]) -> str:
                 text_cell(a.info.precision if a.info.precision == a.precision else f"{a.info.precision}, asked for {a.precision}"),
                 text_cell(a.info.runtime),
                 text_cell(", ".join(a.info.providers)),
-                number_cell(f"{parity.top1_agreement:.0%} of {parity.n}", parity.top1_agreement) if parity else Cell(f.NONE),
+                _agreement(parity),
                 number_cell(f"{parity.max_rel:.1e}", parity.max_rel) if parity else Cell(f.NONE),
+                text_cell(a.info.placement.words if a.info.placement else f.NONE),
+                Cell("<br>".join(f"{esc(what)}: {esc(chosen)}" for what, chosen in a.notes.items()) or f.NONE),
                 Cell(f"<code>{esc(a.sha256[:12])}</code>", a.sha256),
             )
         )
     return table((*heads, Head("sha256")), rows, "What was compiled") if rows else ""
+
+
+def _agreement(parity: Parity | None) -> Cell:
+    if parity is None:
+        return Cell(f.NONE)
+    found = parity.agreement
+    bounds = "" if found is None or found.low is None or found.high is None else f"{found.low:.0%} to {found.high:.0%}"
+    return number_cell(f"{parity.top1_agreement:.0%} of {parity.n}", parity.top1_agreement, bounds)
 
 
 def caveat_cards(found: Iterable[tuple[str, Caveat]]) -> str:

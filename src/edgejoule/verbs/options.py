@@ -22,6 +22,8 @@ Recipe = Annotated[str, typer.Option(help='Passes that change the network first,
 Weights = Annotated[str, typer.Option(help="auto (pretrained where they can be had, else random), random, or a checkpoint file.")]
 Threads = Annotated[int, typer.Option(help="Threads of the runtime; 0 means all cores.", min=0)]
 Images = Annotated[str, typer.Option(help='photos(n=32), or folder(path="...").')]
+Calibration = Annotated[str, typer.Option(help='What int8 is calibrated on: folder(path="..."), digits, ... auto: photographs.')]
+MaxDrop = Annotated[float, typer.Option("--max-drop-pct", help="Percentage points of accuracy that int8 may cost on held-out images.")]
 Meter = Annotated[str, typer.Option(help="auto, none, or a meter such as rapl(period_s=0.05); edgejoule doctor lists them.")]
 
 
@@ -41,6 +43,17 @@ def plan_of(**values: Any) -> Any:
 
     plan = MeasurePlan(**values)
     check_plan(plan, refuse)
+    return plan
+
+
+def compiling_of(calibration: str, max_drop_pct: float) -> Any:
+    """A compiling plan from options, checked as a study's would be, the images' being there too."""
+    from edgejoule.calibration import check
+    from edgejoule.study_file import CompilePlan, check_compile
+
+    plan = CompilePlan(calibration=calibration, max_drop_pct=max_drop_pct)
+    check_compile(plan, lambda key, message: StudyError(f"--{key.replace('_', '-')}: {message}"))
+    check(calibration)
     return plan
 
 

@@ -12,8 +12,10 @@ from edgejoule.progress import Progress
 from edgejoule.verbs.options import (
     Backends,
     Cache,
+    Calibration,
     Images,
     Json,
+    MaxDrop,
     Meter,
     Model,
     Recipe,
@@ -22,6 +24,7 @@ from edgejoule.verbs.options import (
     bench_of,
     check_finite,
     command_line,
+    compiling_of,
     plan_of,
     print_json,
     print_text,
@@ -109,6 +112,8 @@ def compile_(
     weights: Weights = "auto",
     threads: Threads = 0,
     images: Images = "photos(n=32)",
+    calibration: Calibration = "auto",
+    max_drop_pct: MaxDrop = 1.0,
     out: Annotated[Path | None, typer.Option(help="Copy the artifact's folder to here.")] = None,
     cache: Cache = None,
     as_json: Json = False,
@@ -120,12 +125,13 @@ def compile_(
 
     plan = plan_of(scenario="offline" if batch > 1 else "single_stream", batch=batch, threads=threads, images=images)
     stages.check(plan, backend, [recipe])
+    compiling = compiling_of(calibration, max_drop_pct)
     if out is not None and len(backend) > 1:
         raise SpecError(f"--out holds one artifact, and {len(backend)} backends were named: compile them one by one")
     if out is not None:
         stages.check_new(out)
     with Progress("what was compiled is kept") as progress:
-        artifacts = compile_all(model, backend, plan, weights, bench_of(cache, progress), recipe)
+        artifacts = compile_all(model, backend, plan, weights, bench_of(cache, progress), recipe, compiling)
     if out is not None:
         artifacts = (stages.copy_artifact(artifacts[0], out),)
     if as_json:
@@ -145,6 +151,8 @@ def measure(
     threads: Threads = 0,
     weights: Weights = "auto",
     images: Images = "photos(n=32)",
+    calibration: Calibration = "auto",
+    max_drop_pct: MaxDrop = 1.0,
     sustain: Annotated[str, typer.Option(help="One window this long (10m, 90s, 1h) from cold: throttling and the steady state.")] = "",
     out: Annotated[Path | None, typer.Option(help="Keep the trials in this folder's results.sqlite and resume from it.")] = None,
     cache: Cache = None,
@@ -161,6 +169,7 @@ def measure(
     plan = plan_of(profile=profile, scenario=scenario, batch=batch, meter=meter, threads=threads, images=images)
     wanted = backend or "onnxruntime"
     stages.check(plan, [wanted], [recipe])
+    compiling = compiling_of(calibration, max_drop_pct)
     if recipe and Path(target).is_dir():
         raise SpecError(f"{target} is compiled already, and a recipe changes the network before that: leave --recipe out")
     if out is not None or sustain:
@@ -171,7 +180,7 @@ def measure(
         artifact = (
             stages.open_artifact(folder, plan, backend)
             if folder.is_dir()
-            else compile_all(target, [wanted], plan, weights, bench, recipe)[0]
+            else compile_all(target, [wanted], plan, weights, bench, recipe, compiling)[0]
         )
         found, trials = measure_one(artifact, plan, out, bench, command_line())
     if not as_json:
@@ -217,7 +226,9 @@ def sustained_profile(duration: str, scenario: str) -> str:
     return f"sustained(window_s={seconds:g})"
 
 
-def compile_all(model: str, backends: list[str], plan: Any, weights: str, bench: Any, recipe: str = "") -> tuple[Any, ...]:
+def compile_all(
+    model: str, backends: list[str], plan: Any, weights: str, bench: Any, recipe: str = "", compiling: Any = None
+) -> tuple[Any, ...]:
     """Artifacts of one model; the first that fails is the error."""
     from edgejoule.bench import Event
     from edgejoule.errors import BackendError
@@ -227,7 +238,7 @@ def compile_all(model: str, backends: list[str], plan: Any, weights: str, bench:
 
     artifacts = []
     bench.notify(Event("compile", f"{model} for {', '.join(backends)}", 0, len(backends)))
-    for result in compile_model(spec_of_weights(model, weights), backends, plan, weights, bench, recipe):
+    for result in compile_model(spec_of_weights(model, weights), backends, plan, weights, bench, recipe, compiling):
         if not isinstance(result, Artifact):
             raise BackendError(f"{result.variant} @ {result.backend}: {result.reason}")
         artifacts.append(result)
