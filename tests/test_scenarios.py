@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from edgejoule.errors import SpecError, UnknownNameError
+from edgejoule.errors import BackendError, SpecError, UnknownNameError
 from edgejoule.measure.summary import summarise
 from edgejoule.measure.trial import run_trial
-from edgejoule.measure.window import Timed, run_frames
+from edgejoule.measure.window import Timed, run_frames, run_streams, run_submitted
 from edgejoule.records import Workload
 from edgejoule.scenarios import Scenario, scenario
 from tests.fakes.measuring import FakeClock, FakeMeter, FakeSession, artifact, bench, crops, job
@@ -20,6 +24,7 @@ def test_a_spelling_names_a_scenario() -> None:
     assert scenario("single_stream") == Scenario("single_stream")
     assert scenario("offline", batch=8).hz is None
     assert scenario("fixed_rate(hz=30)") == Scenario("fixed_rate", 30.0)
+    assert scenario("streams(n=4)").n == 4 and str(scenario("streams( n = 4 )")) == "streams(n=4)" and scenario("offline").n == 1
     assert str(scenario("fixed_rate(hz=30.0)")) == str(scenario("fixed_rate(hz=30)")) == "fixed_rate(hz=30)"
 
 
@@ -36,6 +41,11 @@ def test_a_spelling_names_a_scenario() -> None:
         ("single_stream", 2, "one image at a time, but the batch is 2"),
         ("single_stream(hz=30)", 1, "takes no options"),
         ("multi", 1, "no scenario is called 'multi'"),
+        ("streams", 1, "the number of cameras, 1 to 64"),
+        ("streams(n=0)", 1, "the number of cameras"),
+        ("streams(n=True)", 1, "the number of cameras"),
+        ("streams(n=2, hz=30)", 1, "takes n only, found hz"),
+        ("streams(n=2)", 4, "one image at a time"),
     ],
 )
 def test_what_has_no_meaning_is_refused(spelling: str, batch: int, said: str) -> None:
@@ -98,3 +108,90 @@ def test_a_trial_at_a_frame_rate_has_watts_with_the_idle_and_late_frames(tmp_pat
     assert found.energy_j is not None and found.energy_j.value == pytest.approx((5 * duration_s + 10 * busy_s) / frames_done, rel=1e-3)
     told = next(doubt for doubt in found.caveats if doubt.code == "deadlines_missed")
     assert f"{slow} of {due} frames" in told.seen
+
+
+# ---------------------------------------------------------------- several cameras at once
+
+
+class Lanes:
+    """A session whose inference takes as long as its image says, in any number of threads; and the same by callback."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[str, float]] = []
+        self.at_once = self.most = 0
+        self.lock = threading.Lock()
+
+    def infer(self, image: tuple[str, float]) -> dict[str, str]:
+        with self.lock:
+            self.at_once += 1
+            self.most = max(self.most, self.at_once)
+        time.sleep(image[1])
+        with self.lock:
+            self.at_once -= 1
+            self.seen.append(image)
+        return {"logits": image[0]}
+
+    def submit(self, image: tuple[str, float], done: Callable[[Any], None]) -> None:
+        threading.Thread(target=lambda: done(self.infer(image))).start()
+
+
+def at_once(way: str, lanes: Lanes, n: int = 3, at_least: int = 12, duration_s: float = 0.0) -> Timed:
+    pool = [(name, 0.02 if name == "c" else 0.005) for name in "abcdef"]
+    if way == "threads":
+        return run_streams(lanes.infer, pool, duration_s, at_least, n, time.perf_counter)
+    return run_submitted(lanes.submit, pool, duration_s, at_least, n, time.perf_counter)
+
+
+@pytest.mark.parametrize("way", ["threads", "callbacks"])
+def test_cameras_run_at_once_and_each_has_its_own_latencies(way: str) -> None:
+    lanes = Lanes()
+    timed = at_once(way, lanes)
+    assert lanes.most == 3 and len(timed.latencies_s) == len(timed.cameras) == len(lanes.seen) >= 12
+    assert set(timed.cameras) == {0.0, 1.0, 2.0}
+    for camera in range(3):
+        mine = [latency for latency, of in zip(timed.latencies_s, timed.cameras, strict=True) if of == camera]
+        assert all(latency >= 0.004 for latency in mine)
+        assert sum(mine) <= timed.stop_s - timed.start_s + 1e-9, "one image under way at any time"
+
+
+@pytest.mark.parametrize("way", ["threads", "callbacks"])
+def test_the_window_of_cameras_lasts_until_both_time_and_number_are_reached(way: str) -> None:
+    timed = at_once(way, Lanes(), at_least=1, duration_s=0.1)
+    assert timed.stop_s - timed.start_s >= 0.1 and len(timed.latencies_s) > 10
+    assert at_once(way, Lanes(), at_least=30).latencies_s.__len__() >= 30
+
+
+def test_a_camera_that_fails_ends_the_window() -> None:
+    lanes = Lanes()
+
+    def infer(image: tuple[str, float]) -> Any:
+        if len(lanes.seen) > 4:
+            raise BackendError("the device is gone")
+        return lanes.infer(image)
+
+    with pytest.raises(BackendError, match="the device is gone"):
+        run_streams(infer, [("a", 0.001)] * 6, 60.0, 1, 3, time.perf_counter)
+
+    def submit(image: tuple[str, float], done: Callable[[Any], None]) -> None:
+        done(BackendError("the device is gone") if len(lanes.seen) > 4 else lanes.infer(image))
+
+    with pytest.raises(BackendError, match="the device is gone"):
+        run_submitted(submit, [("a", 0.001)] * 6, 60.0, 1, 3, time.perf_counter)
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_cameras_through_a_real_runtime(backend: str, tmp_path: Path) -> None:
+    from edgejoule import stages, zoo
+    from edgejoule.bench import Bench
+    from edgejoule.study import measure_one
+    from edgejoule.study_file import MeasurePlan
+
+    plan = MeasurePlan(
+        profile="quick(window_s=0.2, repeats_max=3, warmup_s=0.1, idle_s=0.1)", scenario="streams(n=2)", meter="none", threads=2
+    )
+    bench = Bench(cache=tmp_path)
+    (made,) = stages.compile_model(zoo.spec_of_timm("test_vit"), (backend,), plan, "random", bench)
+    found, trials = measure_one(made, plan, None, bench)
+    assert len(found.cameras) == 2 and sum(one.inferences for one in found.cameras) == found.inferences
+    assert all(one.median_s > 0 for one in found.cameras) and found.throughput_ips.value > 1 / found.latency_s.value
+    assert len(trials[0].cameras) == len(trials[0].latencies_s)

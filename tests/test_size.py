@@ -10,7 +10,7 @@ import pytest
 SOURCE = Path(__file__).parent.parent / "src" / "edgejoule"
 FILES = sorted(SOURCE.rglob("*.py"))
 LINES, FUNCTION_LINES = 400, 48
-LONGER = {"records.py": 650}  # one list of nouns: splitting it would only hide half of it
+LONGER = {"records.py": 700}  # one list of nouns: splitting it would only hide half of it
 EMPTY_NAMES = ("utils", "util", "common", "base", "helpers", "misc")
 
 

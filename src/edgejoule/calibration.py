@@ -75,13 +75,14 @@ def _labelled(spec: ModelSpec, text: str, max_drop_pct: float) -> Material:
         )
     identity = digest([text, labelled.origin(), spec.preprocessing, CALIBRATE, HOLD])
 
+    @cache
     def held() -> tuple[data.Crops, Any]:
         images = labelled.split("validation")
         if not len(images):
             raise DataError(f"{text} has no validation images to judge quantisation by: name a set that has some")
         return _drawn(images, spec, HOLD)
 
-    return Material(identity, lambda: _drawn(labelled.split("train"), spec, CALIBRATE)[0], held, max_drop_pct)
+    return Material(identity, lambda: _drawn(labelled.split("train"), spec, CALIBRATE)[0], held, max_drop_pct, compared=True)
 
 
 def _open(text: str) -> LabelledData:

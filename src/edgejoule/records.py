@@ -473,9 +473,20 @@ class Trial:
     sampler_cores: float | None = None  # CPU seconds of all that sampled, per second
     frames_due: int | None = None  # scenario fixed_rate: frames that came in the window
     deadlines_missed: int | None = None  # of those, not finished before the next one came
+    cameras: Floats = field(default_factory=floats)  # scenario streams: which camera, from 0, each of latencies_s belongs to
 
     def phase(self, name: str) -> Phase | None:
         return next((phase for phase in self.phases if phase.name == name), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Camera:
+    """One of several cameras at once: seconds from handing over an image to having its logits, over all repeats."""
+
+    inferences: int
+    median_s: float
+    p90_s: float
+    p99_s: float | None  # needs 1000 inferences
 
 
 @dataclass(frozen=True, slots=True)
@@ -519,6 +530,7 @@ class Measurement:
     sampler_cores: float | None = None  # CPU seconds per second of all that sampled, the most of any repeat
     frames_due: int | None = None  # scenario fixed_rate, over all repeats
     deadlines_missed: int | None = None
+    cameras: tuple[Camera, ...] = ()  # scenario streams: latency_s and the percentiles are of all cameras together
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,12 +35,16 @@ Crops = Callable[[], np.ndarray[Any, Any]]  # -> uint8 (N, C, H, W)
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Material:
-    """What quantisation is calibrated on and its choices are judged by; made when a backend asks. ``identity`` goes into the key."""
+    """What quantisation is calibrated on and its choices are judged by; made when a backend asks. ``identity`` goes into the key.
+
+    ``compared``: whether a quantised file is compared on the held-out images, because others are unlike what it was calibrated on.
+    """
 
     identity: str
     calibration: Crops
     held: Callable[[], tuple[np.ndarray[Any, Any], np.ndarray[Any, Any] | None]]  # -> uint8 (M, C, H, W), labels (M,) int64 or None
     max_drop_pct: float = 1.0
+    compared: bool = False
 
 
 def build_key(variant: Variant, backend_text: str, batch: int, toolchain: Mapping[str, str], material: Material | None = None) -> str:
@@ -150,8 +154,12 @@ def _judged(
 
 
 def _images(order: _Order) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """The first crops as they travel (n, C, H, W) uint8, and as the network wants them, float32."""
-    crops = data.read_crops(order.crops)
+    """The first crops as they travel (n, C, H, W) uint8, and as the network wants them, float32.
+
+    Of a network calibrated on its own labelled data, images of that: on photographs its int8 ranges would clip, and prove nothing.
+    """
+    material = order.material
+    crops = material.held()[0] if material is not None and material.compared else data.read_crops(order.crops)
     if len(crops) == 0:
         raise DataError(f"{order.crops} holds no images to compare the compiled file on: name a source of at least one")
     images = np.ascontiguousarray(crops[:PARITY_IMAGES])

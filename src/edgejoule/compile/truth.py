@@ -7,6 +7,7 @@ executes: its precision, its providers, which operators went where. Accuracy on 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,9 +25,10 @@ BLIND_RMS = 1e-3
 WORST = {"fp32": 3e-3, "tf32": 1e-2, "bf16": 5e-2, "fp16": 5e-2, "int8": 1.0}
 # The median over images, which quantisation moves: a sound int8 network stays near 0.03, one whose runtime corrupts it was at 0.56.
 TYPICAL = {"int8": 0.25}
-# How often the first answer must stay the same, at least: by the upper end of Wilson's interval, so that few images never condemn. With
-# random weights classes are near ties that any rounding flips, so there the error of the logits is what judges.
+# How often the first answer must stay the same, at least: condemned where so few or fewer would stay by less than this chance, so that
+# few images never condemn. With random weights classes are near ties that any rounding flips: there the logits' error is what judges.
 SAME, SAME_RANDOM = {"fp32": 0.99, "tf32": 0.99, "bf16": 0.97, "fp16": 0.97, "int8": 0.97}, {"fp32": 0.99, "int8": 0.5}
+CHANCE = 0.025
 LEAST_DELEGATED = 0.9  # of an accelerator's nodes
 
 
@@ -93,5 +95,10 @@ def _parity(variant: Variant, asked: str, parity: Parity) -> Iterator[Caveat]:
         yield caveat("parity_low", f"median relative error {parity.median_rel:.1e} (at most {typical:g}) over {parity.n} images")
     random = variant.weights == "random"
     least, found = (SAME_RANDOM if random else SAME).get(asked, 0.75 if random else 0.97), parity.agreement
-    if found is not None and found.high is not None and found.high < least and parity.reference_rms >= BLIND_RMS:
+    if found is not None and _tail(round(found.value * found.n), found.n, least) < CHANCE and parity.reference_rms >= BLIND_RMS:
         yield caveat("answers_differ", f"the same top-1 on {found.value:.1%} of {found.n} images, at least {least:.0%} expected")
+
+
+def _tail(hits: int, n: int, share: float) -> float:
+    """The chance of ``hits`` or fewer of n where each comes with probability ``share``: the binomial distribution's lower tail."""
+    return sum(math.comb(n, k) * share**k * (1 - share) ** (n - k) for k in range(hits + 1))

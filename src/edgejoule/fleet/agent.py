@@ -118,6 +118,7 @@ def measure(job: Job, artifact: Artifact, crops: npt.NDArray[np.uint8], answers:
     """One trial. Raises MeterError before anything is loaded where the meter cannot be used."""
     from edgejoule.measure.meters import open_meter
     from edgejoule.measure.trial import Bench, run_trial
+    from edgejoule.scenarios import scenario
 
     meter = open_meter(job.meter)
     if meter is not None and (missing := meter.probe()) is not None:
@@ -125,7 +126,7 @@ def measure(job: Job, artifact: Artifact, crops: npt.NDArray[np.uint8], answers:
     backend = _backend(artifact)
 
     def load() -> Session:
-        session: Session = backend.load(artifact, job.threads)
+        session: Session = backend.load(artifact, job.threads, scenario(job.workload.scenario).n)
         opened.callback(session.close)
         return session
 

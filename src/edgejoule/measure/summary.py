@@ -18,7 +18,7 @@ from edgejoule.measure.energy import BESIDE, Energy, samples, window_energy
 from edgejoule.measure.plan import is_rejected, median_latency_s, narrow_enough, needs_repeat
 from edgejoule.measure.protocols import base_name
 from edgejoule.measure.stats import block_bootstrap, half_width, percentile, sequential_interval, t_interval, variation
-from edgejoule.records import Accuracy, Artifact, Caveat, Grade, Interval, Measurement, Memory, Trial
+from edgejoule.records import Accuracy, Artifact, Camera, Caveat, Grade, Interval, Measurement, Memory, Trial
 
 JOULES_PER_WH = 3600.0
 P99_NEEDS = 1000  # inferences
@@ -94,6 +94,7 @@ def summarise(trials: Sequence[Trial], artifact: Artifact, accuracy: Accuracy | 
         sampler_cores=max((t.sampler_cores for t in kept if t.sampler_cores is not None), default=None),
         frames_due=_total([trial.frames_due for trial in kept]),
         deadlines_missed=_total([trial.deadlines_missed for trial in kept]),
+        cameras=_cameras(kept),
         caveats=tuple({doubt.code: doubt for doubt in reversed(caveats)}.values())[::-1],
     )
 
@@ -158,6 +159,20 @@ def _memory(kept: Sequence[Trial]) -> Memory | None:
 def _total(counts: Sequence[int | None]) -> int | None:
     known = [count for count in counts if count is not None]
     return sum(known) if known else None
+
+
+def _cameras(kept: Sequence[Trial]) -> tuple[Camera, ...]:
+    """Each camera's own latencies, over the repeats; none where there was one stream."""
+    which = np.concatenate([np.frombuffer(trial.cameras, dtype=np.float64) for trial in kept])
+    latencies = np.concatenate([np.frombuffer(trial.latencies_s, dtype=np.float64) for trial in kept])
+    if len(which) != len(latencies):
+        return ()
+    found = []
+    for camera in np.unique(which):
+        mine = latencies[which == camera].tolist()
+        p99_s = percentile(mine, 99) if len(mine) >= P99_NEEDS else None
+        found.append(Camera(len(mine), float(np.median(mine)), percentile(mine, 90), p99_s))
+    return tuple(found)
 
 
 def _energies(kept: Sequence[Trial], grade: Grade, interval: Estimator) -> _Energies:

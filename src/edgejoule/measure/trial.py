@@ -31,7 +31,17 @@ from edgejoule.measure.environment import environment
 from edgejoule.measure.temperature import LOOK_BACK_S, Heat
 from edgejoule.measure.warmup import Warmed, warm_up
 from edgejoule.measure.watch import Watch, gpu_doubts
-from edgejoule.measure.window import Timed, back_to_back, image_pool, run_frames, run_window, timing_doubts
+from edgejoule.measure.window import (
+    Timed,
+    back_to_back,
+    image_pool,
+    run_frames,
+    run_streams,
+    run_submitted,
+    run_window,
+    timing_doubts,
+    together,
+)
 from edgejoule.records import Artifact, Caveat, Environment, Job, Phase, Preprocessing, Protocol, Series, Trace, Trial
 from edgejoule.scenarios import scenario
 from edgejoule.seams import Meter, Session
@@ -84,10 +94,10 @@ def run_trial(
         state = bench.describe(job.threads, session.info().runtime)
         heat = Heat(bench.clock, bench.root)
         cool = heat.steady if protocol.warmup_cap_s >= LOOK_BACK_S else lambda: True  # a short warm-up cannot tell
-        warmed: Warmed = log.enter("warmup", lambda: warm_up(lambda i: infer(pool[i % len(pool)]), protocol, bench.clock, cool))
+        warmed: Warmed = log.enter("warmup", lambda: warm_up(_warming(infer, pool, job), protocol, bench.clock, cool))
     finally:
         pss_peak = proportional.stop()
-    recorded = _record(log, infer, pool, job, protocol, warmed, meter)
+    recorded = _record(log, _window_of(session, infer, pool, job, bench), job, protocol, warmed, meter)
     used = memory.measured(pss_peak, bench.cuda)
     slowed = canary.doubts(cold_s, bench.canary(cold_s))
     load_phase, first = log.phases[:2]
@@ -112,6 +122,7 @@ def run_trial(
         sampler_cores=recorded.sampler_cores,
         frames_due=recorded.timed.frames_due,
         deadlines_missed=recorded.timed.deadlines_missed,
+        cameras=recorded.timed.cameras,
     )
 
 
@@ -140,7 +151,7 @@ class _Recorded:
 
 
 def _record(
-    log: _Log, infer: Callable[[Any], Any], pool: list[Any], job: Job, protocol: Protocol, warmed: Warmed, meter: Meter | None
+    log: _Log, window: Callable[[float, int, int], Timed], job: Job, protocol: Protocol, warmed: Warmed, meter: Meter | None
 ) -> _Recorded:
     """The metered part, with a look at the machine before and after it. The meter is stopped whatever happens."""
     root, clock = log.bench.root, log.bench.clock
@@ -150,7 +161,7 @@ def _record(
     if meter is not None:
         meter.start()
     try:
-        timed, said = _idle_window_idle(log, infer, pool, job, protocol, warmed, meter, watch)
+        timed, said = _idle_window_idle(log, window, job, protocol, warmed, meter, watch)
     except BaseException:
         if meter is not None:
             with suppress(EdgejouleError):  # the first error is the one to report
@@ -172,8 +183,7 @@ def _record(
 
 def _idle_window_idle(
     log: _Log,
-    infer: Callable[[Any], Any],
-    pool: list[Any],
+    window: Callable[[float, int, int], Timed],
     job: Job,
     protocol: Protocol,
     warmed: Warmed,
@@ -190,10 +200,7 @@ def _idle_window_idle(
     watch.start()
     try:
         bench.notify("window")
-        if (hz := scenario(job.workload.scenario).hz) is not None:
-            timed = run_frames(infer, pool, duration_s, at_least, hz, bench.clock, bench.sleep)
-        else:
-            timed = back_to_back(run_window(infer, pool, duration_s, at_least, expected, bench.clock))
+        timed = window(duration_s, at_least, expected)
         # Only what must be asked while the device is hot stands between the window and the idle after it.
         said = _said(meter) | conditions.flagged(bench.root)
     finally:
@@ -201,6 +208,30 @@ def _idle_window_idle(
     log.phases.append(Phase("window", timed.start_s, timed.stop_s))
     log.enter("idle_after", lambda: bench.sleep(protocol.idle_s + memory_s))
     return timed, said
+
+
+def _window_of(
+    session: Session, infer: Callable[[Any], Any], pool: list[Any], job: Job, bench: Bench
+) -> Callable[[float, int, int], Timed]:
+    """The scenario's window as a function of its duration in seconds, its least number of inferences, and how many are expected."""
+    asked, submit = scenario(job.workload.scenario), getattr(session, "submit", None)
+    if asked.hz is not None:
+        hz = asked.hz
+        return lambda duration_s, at_least, expected: run_frames(infer, pool, duration_s, at_least, hz, bench.clock, bench.sleep)
+    if asked.name == "streams" and submit is not None and not job.workload.end_to_end:
+        return lambda duration_s, at_least, expected: run_submitted(submit, pool, duration_s, at_least, asked.n, bench.clock)
+    if asked.name == "streams":
+        return lambda duration_s, at_least, expected: run_streams(infer, pool, duration_s, at_least, asked.n, bench.clock)
+    return lambda duration_s, at_least, expected: back_to_back(run_window(infer, pool, duration_s, at_least, expected, bench.clock))
+
+
+def _warming(infer: Callable[[Any], Any], pool: list[Any], job: Job) -> Callable[[int], Any]:
+    """What the warm-up repeats: an inference, or one of every camera at once, so that all streams are warm."""
+    n = scenario(job.workload.scenario).n
+    if n == 1:
+        return lambda i: infer(pool[i % len(pool)])
+    at_once = together(infer, n)
+    return lambda i: at_once([pool[(i + k) % len(pool)] for k in range(n)])
 
 
 def _is_paced(job: Job) -> bool:

@@ -1,4 +1,4 @@
-"""The timed window: back-to-back inferences or a camera's frames, and what the timings themselves give away.
+"""The timed window: back-to-back inferences, a camera's frames, or several cameras at once, and what the timings themselves give away.
 
 The loops do as little as they can (benchmarks/overhead.py keeps their share below 1 %). Back to back, an inference's latency is
 the time from the end of the one before to its own end, so that latencies add up to the window exactly; at a frame rate it is the time
@@ -7,12 +7,16 @@ from the frame's arrival to its end. Images are cycled from a pool that is ready
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import itertools
 import math
+import queue
+import threading
 from array import array
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -32,13 +36,17 @@ SIGMA = 1.4826  # a normal distribution's standard deviation over its median abs
 
 @dataclass(frozen=True, slots=True)
 class Timed:
-    """A window: when it began and ended, seconds per inference, and at a frame rate how many frames came and how many were late."""
+    """A window: when it began and ended, seconds per inference, and at a frame rate how many frames came and how many were late.
+
+    ``cameras`` says of several cameras which one each latency belongs to.
+    """
 
     start_s: float
     stop_s: float
     latencies_s: Floats
     frames_due: int | None = None
     deadlines_missed: int | None = None
+    cameras: Floats = field(default_factory=floats)
 
 
 def image_pool(crops: npt.NDArray[np.uint8], batch: int) -> list[npt.NDArray[np.uint8]]:
@@ -64,9 +72,7 @@ def run_window(
     """
     stamps = array("d", bytes(8 * (max(at_least, expected) + 2)))
     size = len(stamps)
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
+    with _no_collection():
         done = 0
         stamps[0] = now = clock()
         deadline = now + duration_s
@@ -80,9 +86,6 @@ def run_window(
             stamps[done] = now
             if now >= deadline and done >= at_least:
                 break
-    finally:
-        if collecting:
-            gc.enable()
     return stamps[: done + 1]
 
 
@@ -107,9 +110,7 @@ def run_frames(
     then, when it is free), after at least ``duration_s`` and ``at_least`` finished inferences.
     """
     spent, late, frame = floats(), 0, 0
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
+    with _no_collection():
         start = clock()
         for images in itertools.cycle(pool):
             arrival = start + frame / hz
@@ -127,6 +128,104 @@ def run_frames(
         if (rest := start + frame / hz - clock()) > 0:  # the idle after the last frame belongs to it as it does to the others
             sleep(rest)
         return Timed(start, clock(), spent, frame, late)
+
+
+def together(infer: Callable[[Any], Any], n: int) -> Callable[[Sequence[Any]], Any]:
+    """``infer`` on n images at once, in as many threads: how several cameras warm a session up. Raises what the first of them raises."""
+    threads = ThreadPoolExecutor(n)  # kept: starting threads is no part of an inference
+    return lambda images: list(threads.map(infer, images))
+
+
+def run_streams(
+    infer: Callable[[Any], Any], pool: Sequence[Any], duration_s: float, at_least: int, n: int, clock: Callable[[], float]
+) -> Timed:
+    """n cameras at once, a thread each, every one with its next image as soon as its last is done; ``infer`` is called by all of them.
+
+    Each begins elsewhere in the pool. The window lasts from the common start until the last camera has finished the image that it was
+    at when the duration and the number (``at_least``, of all together) were reached. Raises what the first camera that failed raised.
+    """
+    ends: list[Floats] = [floats() for _ in range(n)]
+    errors: list[BaseException] = []
+    start = [0.0]
+    together_now = threading.Barrier(n, action=lambda: start.__setitem__(0, clock()))
+
+    def camera(index: int) -> None:
+        mine, images = ends[index], _from(pool, index, n)
+        together_now.wait()
+        try:
+            for image in images:
+                infer(image)
+                mine.append(now := clock())
+                if errors or (now >= start[0] + duration_s and sum(map(len, ends)) >= at_least):
+                    return
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=camera, args=(index,), daemon=True) for index in range(n)]
+    with _no_collection():
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    if errors:
+        raise errors[0]
+    return _of_cameras([floats([start[0], *mine]) for mine in ends])
+
+
+def run_submitted(
+    submit: Callable[[Any, Callable[[Any], None]], Any],
+    pool: Sequence[Any],
+    duration_s: float,
+    at_least: int,
+    n: int,
+    clock: Callable[[], float],
+) -> Timed:
+    """As ``run_streams``, by a session that begins inferences and calls back when they are done: one thread hands all images over."""
+    finished: queue.SimpleQueue[tuple[int, float, Any]] = queue.SimpleQueue()
+    images = [_from(pool, index, n) for index in range(n)]
+    done, under_way = 0, n
+    with _no_collection():
+        start = clock()
+        stamps = [floats([start]) for _ in range(n)]
+        for index in range(n):
+            submit(next(images[index]), lambda answer, index=index: finished.put((index, clock(), answer)))  # type: ignore[misc]
+        while under_way:
+            index, now, answer = finished.get()
+            under_way -= 1
+            if isinstance(answer, BaseException):
+                raise answer
+            stamps[index].append(now)
+            done += 1
+            if now < start + duration_s or done < at_least:
+                submit(next(images[index]), lambda answer, index=index: finished.put((index, clock(), answer)))  # type: ignore[misc]
+                under_way += 1
+    return _of_cameras(stamps)
+
+
+def _from(pool: Sequence[Any], index: int, n: int) -> Iterator[Any]:
+    """The pool in turn, for ever, from where camera ``index`` of n begins."""
+    first = index * len(pool) // n
+    return itertools.cycle([*pool[first:], *pool[:first]])
+
+
+def _of_cameras(stamps: Sequence[Floats]) -> Timed:
+    """Each camera's instants, the start and then the end of every inference -> their common window, in the order of the ends."""
+    ended = sorted((end, end - before, index) for index, mine in enumerate(stamps) for before, end in itertools.pairwise(mine))
+    return Timed(
+        start_s=min(mine[0] for mine in stamps),
+        stop_s=ended[-1][0],
+        latencies_s=floats(latency for _, latency, _ in ended),
+        cameras=floats(index for _, _, index in ended),
+    )
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """The garbage collector held off: it takes milliseconds."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
     finally:
         if collecting:
             gc.enable()

@@ -197,7 +197,7 @@ def _measurement_row(m: Measurement) -> tuple[Cell, ...]:
     )
     return (
         label_cell(f"{m.variant} @ {m.backend}"),
-        interval_cell(m.latency_s, "ms", 1e3),
+        interval_cell(m.latency_s, "ms", 1e3) if not m.cameras else _of_cameras(m),
         number_cell(f.scaled(m.p90_s, f.TIMES), m.p90_s),
         number_cell(f.scaled(m.p99_s, f.TIMES), m.p99_s, "needs 1000 inferences" if m.p99_s is None else ""),
         interval_cell(m.throughput_ips, "/s"),
@@ -213,6 +213,12 @@ def _measurement_row(m: Measurement) -> tuple[Cell, ...]:
         _accuracy(m),
         *(text_cell(text) for text in (m.weights, m.precision, m.grade, m.scope, m.meter, f"{work} inferences")),
     )
+
+
+def _of_cameras(m: Measurement) -> Cell:
+    """The median over all cameras, and each one's own below it."""
+    each = ", ".join(f.scaled(one.median_s, f.TIMES) for one in m.cameras)
+    return number_cell(f.scaled(m.latency_s.value, f.TIMES), m.latency_s.value, f"{len(m.cameras)} cameras: {each}")
 
 
 def _accuracy(m: Measurement) -> Cell:

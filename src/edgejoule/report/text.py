@@ -210,6 +210,7 @@ def measurement(found: Measurement) -> str:
         ("images per watt-hour", f.plain_number(found.inferences_per_wh)),
         ("first inference, load", f"{f.scaled(found.first_inference_s, f.TIMES)}, {f.scaled(found.load_s, f.TIMES)}"),
         *_frames(found),
+        *_cameras(found),
         ("peak memory, artifact", f"{f.scaled(found.peak_memory_bytes, f.SIZES)}, {f.scaled(found.artifact_bytes, f.SIZES)}"),
         *_memory_cells(found),
         (
@@ -339,6 +340,13 @@ def _besides(found: Measurement) -> tuple[tuple[str, str], ...]:
         stated = f"± {100 * found.systematic:.3g} %, besides the interval" if found.systematic else "not stated by the sensor's maker"
         rows.append(("  systematic error", stated))
     return tuple(rows)
+
+
+def _cameras(found: Measurement) -> tuple[tuple[str, str], ...]:
+    return tuple(
+        (f"camera {n}", f"median {f.scaled(one.median_s, f.TIMES)}, p90 {f.scaled(one.p90_s, f.TIMES)}, {one.inferences} images")
+        for n, one in enumerate(found.cameras, 1)
+    )
 
 
 def _frames(found: Measurement) -> tuple[tuple[str, str], ...]:

@@ -146,7 +146,9 @@ def measure(
     recipe: Recipe = "",
     meter: Meter = "auto",
     profile: Annotated[str, typer.Option(help="quick, standard, publish, paper, edgevit, or standard(window_s=5).")] = "standard",
-    scenario: Annotated[str, typer.Option(help="single_stream, offline (batches) or fixed_rate(hz=30) (a camera).")] = "single_stream",
+    scenario: Annotated[
+        str, typer.Option(help="single_stream, offline (batches), fixed_rate(hz=30) (a camera), streams(n=4) (cameras at once).")
+    ] = "single_stream",
     batch: Annotated[int, typer.Option(help="Images per inference; above 1 only with offline.", min=1)] = 1,
     threads: Threads = 0,
     weights: Weights = "auto",
@@ -221,8 +223,8 @@ def sustained_profile(duration: str, scenario: str) -> str:
         raise SpecError(f"--sustain {duration!r} is no duration: expected seconds, minutes or hours, as in 10m") from error
     if not SUSTAIN_S[0] <= seconds <= SUSTAIN_S[1]:
         raise SpecError(f"--sustain {duration} is outside half a minute to a day: expected something like 10m")
-    if of(scenario).hz is not None:
-        raise SpecError("--sustain runs back to back, and a frame rate does not: leave one of them out")
+    if of(scenario).hz is not None or of(scenario).name == "streams":
+        raise SpecError(f"--sustain is one inference after the other, and {scenario} is not: leave one of them out")
     return f"sustained(window_s={seconds:g})"
 
 
