@@ -24,10 +24,11 @@ import torch
 from edgejoule import data, zoo
 from edgejoule.bench import Bench, cores, default_cache
 from edgejoule.catalog import find_model
+from edgejoule.compiling import compile_model
 from edgejoule.measure.stats import ratio_interval
 from edgejoule.records import Artifact
 from edgejoule.screen.cost import count
-from edgejoule.stages import backend_of, compile_model
+from edgejoule.stages import backend_of
 from edgejoule.study_file import MeasurePlan
 
 MODELS = ("edgevit_xxs", "edgevit_xs", "edgevit_s")

@@ -24,7 +24,7 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # the weights are random: nothing is to be fetched
 
-from edgejoule import registry, stages
+from edgejoule import compiling, registry, stages
 from edgejoule.accuracies import published_accuracy
 from edgejoule.bench import Bench, cores
 from edgejoule.catalog import find_model
@@ -94,7 +94,7 @@ def compiled(specs: Sequence[ModelSpec], backend: str, plan: MeasurePlan, bench:
         if time.monotonic() > until:
             yield Failure(spec.name, backend, "compile", "the minutes were over")
             continue
-        for result in stages.compile_model(spec, [backend], plan, "random", bench):
+        for result in compiling.compile_model(spec, [backend], plan, "random", bench):
             print(f"compile: {result.label if isinstance(result, Artifact) else result}", flush=True)
             yield result
 

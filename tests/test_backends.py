@@ -204,7 +204,7 @@ def test_options_that_no_backend_takes(spelling: str) -> None:
 
 
 def test_streams() -> None:
-    for spelling in ("eager", "onnxruntime"):
+    for spelling in ("eager",):
         with pytest.raises(BackendError, match="runs one stream"):
             registry.create("backend", spelling).load(in_folder(Path("nowhere")), threads=1, streams=2)
 

@@ -11,7 +11,7 @@ import pytest
 from edgejoule import calibration, data, zoo
 from edgejoule.catalog import find_model
 from edgejoule.errors import DataError, EdgejouleError, SpecError
-from edgejoule.study import compiling, load_study
+from edgejoule.study import compile_plan, load_study
 from tests.labelled_samples import write_imagefolder
 
 DIGITS = dataclasses.replace(zoo.spec_of_timm("vit_digits"), num_classes=10, dataset="digits")
@@ -78,8 +78,8 @@ def test_images_that_are_not_there_are_missed_before_any_work() -> None:
 
 
 def test_a_study_calibrates_on_what_it_trains_on(tmp_path: Path) -> None:
-    assert compiling(load_study("digits")).calibration == "digits"
-    assert compiling(load_study("quickstart")).calibration == "auto"
+    assert compile_plan(load_study("digits")).calibration == "digits"
+    assert compile_plan(load_study("quickstart")).calibration == "auto"
 
 
 def test_a_folder_of_labelled_images_serves(tmp_path: Path) -> None:

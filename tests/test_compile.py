@@ -20,8 +20,8 @@ import pytest
 from edgejoule import manifest
 from edgejoule.compile import LEAVES
 from edgejoule.compile.build import build, build_key, find
-from edgejoule.compile.truth import verify_parity
 from edgejoule.compile.export import TorchExport
+from edgejoule.compile.truth import verify_parity
 from edgejoule.errors import BackendError, DataError, ModelError, OutputError
 from edgejoule.records import Outputs, Published, Variant, floats
 from tests.networks import Matmul, linear, live, loaded_here, variant

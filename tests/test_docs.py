@@ -14,7 +14,7 @@ import pytest
 from edgejoule.study_file import parse_study
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", ROOT / "docs" / "guide.md", ROOT / "docs" / "metering.md", ROOT / "docs" / "training.md"]
+PAGES = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("guide", "metering", "training", "compiling"))]
 
 
 def blocks(page: Path, language: str) -> list[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgejoule import data, registry, stages, zoo
+from edgejoule import compiling, data, registry, zoo
 from edgejoule.bench import Bench
 from edgejoule.compile.handover import NAME
 from edgejoule.records import Artifact
@@ -39,7 +39,7 @@ def test_the_readme_runs_with_the_runtime_alone(backend: str, batch: int, tmp_pa
 
     python = environments.python_of(leaf.environment) if hasattr(leaf, "environment") else sys.executable
     plan = MeasurePlan(threads=1, batch=batch, scenario="offline" if batch > 1 else "single_stream")
-    (made,) = stages.compile_model(zoo.spec_of_timm("test_vit"), (backend,), plan, "random", Bench(cache=tmp_path))
+    (made,) = compiling.compile_model(zoo.spec_of_timm("test_vit"), (backend,), plan, "random", Bench(cache=tmp_path))
     assert isinstance(made, Artifact), made
     folder = Path(made.folder)
     text = (folder / NAME).read_text()

@@ -20,6 +20,7 @@ from edgejoule.measure.meters import open_meter
 from edgejoule.measure.recording import open_recording
 from edgejoule.seams import PassContext, TraceHints
 from tests import ade20k_sample, coco_sample
+from tests.elsewhere import ROOT, interpreter_of, run_tests
 from tests.fakes.recordings import FILES, SAID
 from tests.labelled_samples import write_cifar10, write_huggingface, write_imagefolder, write_webdataset
 
@@ -42,7 +43,11 @@ def module() -> Any:
 
 
 @pytest.mark.parametrize("spelling", spellings())
-def test_every_backend(spelling: str, module: Any, tmp_path: Path) -> None:
+def test_every_backend(spelling: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    if (python := interpreter_of(spelling)) is not None:  # judged where its runtime is
+        run_tests(python, f"{Path(__file__).relative_to(ROOT)}::{request.node.name}")
+        return
+    module = request.getfixturevalue("module")
     (tmp_path / "export").mkdir()
     (tmp_path / "work").mkdir()
     images = np.random.default_rng(0).normal(size=SHAPE).astype(np.float32)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from edgejoule import registry, stages, zoo
+from edgejoule import compiling, registry, zoo
 from edgejoule.bench import Bench
 from edgejoule.compile.build import build_key
 from edgejoule.errors import ModelError, SpecError, StudyError, UnknownNameError
@@ -112,7 +112,7 @@ def test_a_recipe_is_part_of_the_artifact(tmp_path: Path) -> None:
     spec = zoo.spec_of_timm("test_vit")
     made = []
     for text in study.optimize.recipes:
-        made += list(stages.compile_model(spec, ["onnxruntime"], MeasurePlan(), "random", Bench(cache=tmp_path), text))
+        made += list(compiling.compile_model(spec, ["onnxruntime"], MeasurePlan(), "random", Bench(cache=tmp_path), text))
     plain, doubled = made
     assert isinstance(plain, Artifact) and isinstance(doubled, Artifact)
     assert plain.sha256 != doubled.sha256 and plain.variant.recipe == ""
@@ -126,7 +126,7 @@ def test_a_recipe_is_part_of_the_artifact(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("text", "said"), [("broken", "raised KeyError"), ("broken(resize=True)", "other images than it was made for")])
 def test_a_pass_that_fails_is_one_models_failure(text: str, said: str, tmp_path: Path) -> None:
     spec = zoo.spec_of_timm("test_vit")
-    (failure,) = stages.compile_model(spec, ["onnxruntime"], MeasurePlan(), "random", Bench(cache=tmp_path), text)
+    (failure,) = compiling.compile_model(spec, ["onnxruntime"], MeasurePlan(), "random", Bench(cache=tmp_path), text)
     assert isinstance(failure, Failure) and said in failure.reason and failure.variant.endswith(registry.canonical(text))
     with pytest.raises(ModelError, match=said):
-        stages.optimized(dataclasses.replace(zoo.identify(spec, weights="random"), recipe=text), Bench())
+        compiling.optimized(dataclasses.replace(zoo.identify(spec, weights="random"), recipe=text), Bench())

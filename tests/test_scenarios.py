@@ -181,7 +181,7 @@ def test_a_camera_that_fails_ends_the_window() -> None:
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
 def test_cameras_through_a_real_runtime(backend: str, tmp_path: Path) -> None:
-    from edgejoule import stages, zoo
+    from edgejoule import compiling, zoo
     from edgejoule.bench import Bench
     from edgejoule.study import measure_one
     from edgejoule.study_file import MeasurePlan
@@ -190,7 +190,7 @@ def test_cameras_through_a_real_runtime(backend: str, tmp_path: Path) -> None:
         profile="quick(window_s=0.2, repeats_max=3, warmup_s=0.1, idle_s=0.1)", scenario="streams(n=2)", meter="none", threads=2
     )
     bench = Bench(cache=tmp_path)
-    (made,) = stages.compile_model(zoo.spec_of_timm("test_vit"), (backend,), plan, "random", bench)
+    (made,) = compiling.compile_model(zoo.spec_of_timm("test_vit"), (backend,), plan, "random", bench)
     found, trials = measure_one(made, plan, None, bench)
     assert len(found.cameras) == 2 and sum(one.inferences for one in found.cameras) == found.inferences
     assert all(one.median_s > 0 for one in found.cameras) and found.throughput_ips.value > 1 / found.latency_s.value

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from edgejoule import stages, zoo
+from edgejoule import compiling, zoo
 from edgejoule.bench import Bench
 from edgejoule.catalog import find_model, rows
 from edgejoule.errors import ModelError, SpecError, UnknownNameError
@@ -163,7 +163,7 @@ def test_weights_of_the_plain_resnet_are_not_offered_for_the_deep_stem() -> None
 def test_a_backbone_goes_through_the_pipeline(tmp_path: Path) -> None:
     plan = MeasurePlan(threads=1)
     spec = find_model('backbone(name="edgevit_xxs", size=64)')
-    (made,) = stages.compile_model(spec, ["onnxruntime"], plan, "random", Bench(cache=tmp_path))
+    (made,) = compiling.compile_model(spec, ["onnxruntime"], plan, "random", Bench(cache=tmp_path))
     assert isinstance(made, Artifact), made
     assert made.variant.spec.name == "edgevit_xxs@64"
     assert made.parity is not None and made.parity.max_rel < 1e-3

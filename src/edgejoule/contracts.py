@@ -33,6 +33,7 @@ from edgejoule.seams import (
     Pass,
     PassContext,
     Sensor,
+    Session,
     Streamer,
     TraceFormat,
     TraceHints,
@@ -40,7 +41,8 @@ from edgejoule.seams import (
 )
 
 GRADES = ("A", "B", "C", "D")
-FARTHEST = {"fp32": 1e-3, "fp16": 0.1, "bf16": 0.1, "int8": 0.5}  # relative error of logits that rounding explains in a sane network
+# precision -> relative error of logits that rounding explains in a sane network
+FARTHEST = {"fp32": 1e-3, "tf32": 0.1, "fp16": 0.1, "bf16": 0.1, "int8": 0.5}
 
 
 class ContractError(AssertionError):
@@ -108,7 +110,7 @@ def check_backend(spelling: str, export: Export, shape: tuple[int, int, int, int
     import numpy as np
 
     backend: Backend = _leaf("backend", spelling)
-    _require(backend.precision in ("fp32", "fp16", "bf16", "int8"), f"precision is {backend.precision!r}")
+    _require(backend.precision in FARTHEST, f"precision is {backend.precision!r}")
     _require(bool(backend.device) and backend.device == backend.device.lower(), "device is a lower-case word, such as cpu")
     if _probe(backend) is not None:
         return
@@ -116,6 +118,11 @@ def check_backend(spelling: str, export: Export, shape: tuple[int, int, int, int
     made = backend.compile(export, CompileContext(shape=shape, workdir=workdir, calibration=lambda: images))
     _require(made.is_relative_to(workdir) and made.exists(), f"compile returned {made}, which is not a file in the workdir")
     artifact = _artifact(spelling, backend, shape, workdir)
+    _check_handover(backend, artifact)
+    if (elsewhere := getattr(backend, "runs_here", lambda: None)()) is not None:  # compiled here, run on another machine
+        _require(bool(elsewhere.strip()) and "\n" not in elsewhere, f"runs_here() returned {elsewhere!r}: None or one sentence")
+        _refuses("load where runs_here() says that it cannot", lambda: backend.load(artifact, threads=1), BackendError)
+        return
     session = backend.load(artifact, threads=1)
     before = images.copy()
     first, second = session.infer(images)["logits"], session.infer(images)["logits"]
@@ -126,6 +133,7 @@ def check_backend(spelling: str, export: Export, shape: tuple[int, int, int, int
     _require(bool(np.allclose(first, second, rtol=1e-5, atol=1e-6)), "the same images give other logits the second time")
     _require(bool((images == before).all()), "infer changed its input")
     _check_info(session.info(), backend)
+    _check_audit(session, images, backend)
     _refuses("infer of another shape", lambda: session.infer(images[:, :, :-1]), BackendError)
     session.close()
     for file in artifact.files:
@@ -149,6 +157,33 @@ def _check_info(info: SessionInfo, backend: Backend) -> None:
     _require(bool(info.providers) and bool(info.runtime), "info() names neither providers nor runtime")
     _require(bool(info.inputs) and bool(info.outputs), "info() names no inputs or outputs")
     _require(info.threads == 1, f"info() says {info.threads} threads where 1 was asked for")
+
+
+def _check_handover(backend: Backend, artifact: Artifact) -> None:
+    """What the README is made of: an optional method of backends. That its Python runs is for each backend's own tests."""
+    tell = getattr(backend, "handover", None)
+    if tell is None:
+        return
+    how = tell(artifact)
+    _require(bool(how.install.strip()) and "\n" not in how.install.strip(), f"handover().install is {how.install!r}: one shell line")
+    compile(how.python, "handover", "exec")  # a SyntaxError names the line
+    _require("def run(" in how.python and "edgejoule" not in how.python, "handover().python does not define run(images) without edgejoule")
+
+
+def _check_audit(session: Session, images: Any, backend: Backend) -> None:
+    audit = getattr(session, "audit", None)
+    if audit is None:
+        _require(backend.precision != "int8", "an int8 session has no audit(images): nobody can see what runs in int8")
+        return
+    placed = audit(images)
+    elsewhere = sum(placed.fallbacks.values())
+    _require(placed.nodes >= placed.delegated >= 0 and placed.nodes > 0, f"{placed.delegated} of {placed.nodes} nodes are delegated")
+    _require(
+        placed.nodes == placed.delegated + elsewhere, f"{placed.delegated} nodes are delegated, {elsewhere} fell back, of {placed.nodes}"
+    )
+    if placed.precisions:
+        most = max(placed.precisions, key=lambda kind: placed.precisions[kind])
+        _require(most == backend.precision, f"most products with weights run in {most}, asked for {backend.precision}")
 
 
 def _artifact(spelling: str, backend: Backend, shape: tuple[int, int, int, int], workdir: Path) -> Artifact:

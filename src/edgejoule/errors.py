@@ -94,3 +94,6 @@ class RankError(EdgejouleError):
 
 class OutputError(EdgejouleError):
     """A folder or file that cannot be written."""
+
+
+OF_ONE_MODEL = (ModelError, BackendError, ArtifactError, AgentError, SpecError)  # the rest of a study goes on without that model

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Literal, cast
 import numpy as np
 import numpy.typing as npt
 
-from edgejoule import data, registry, stages
+from edgejoule import compiling, data, registry, stages
 from edgejoule.bench import Bench, Event, cores, writable
 from edgejoule.catalog import find_model
 from edgejoule.caveats import caveat
@@ -103,7 +103,7 @@ def float_network(variant: Variant, bench: Bench | None = None, weights: str = "
 
     if weights and (found := remember(weights)) != variant.weights_id:
         raise ModelError(f"{weights} is not what {variant.label} was compiled from (sha256 {found[:12]}…, not {variant.weights_id[:12]}…)")
-    module = stages.optimized(variant, bench or Bench())
+    module = compiling.optimized(variant, bench or Bench())
     known: dict[bytes, Answers] = {}
 
     def answers(crops: data.Crops) -> Answers:
@@ -158,7 +158,7 @@ def artifact_of(target: str, labelled: LabelledData, backend: str | None, weight
     spec = spec_for(target, weights, labelled)
     check_classes(spec, labelled)
     bench.notify(Event("compile", f"{spec.name} for {backend or 'onnxruntime'}"))
-    (made,) = stages.compile_model(spec, (backend or "onnxruntime",), MeasurePlan(threads=threads), weights, bench)
+    (made,) = compiling.compile_model(spec, (backend or "onnxruntime",), MeasurePlan(threads=threads), weights, bench)
     if not isinstance(made, Artifact):
         raise BackendError(f"{made.variant} @ {made.backend}: {made.reason}")
     return made

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 Grade = Literal["A", "B", "C", "D"]  # measurement.md 1.8: A calibrated analyser … D model, an estimate
-Precision = Literal["fp32", "fp16", "bf16", "int8"]
+Precision = Literal["fp32", "tf32", "fp16", "bf16", "int8"]
 Severity = Literal["note", "warn", "reject"]
 if typing.TYPE_CHECKING:
     Floats = array[float]  # float64 samples

@@ -197,7 +197,8 @@ class Backend(Protocol):
     """Changes the representation, not the network.
 
     Optional: ``environment`` names the worker environment (``environments.py``) in which it compiles or runs where its packages are not
-    in this one; ``handover(artifact) -> Handover``.
+    in this one; ``runs_here() -> str | None`` says why a file that can be compiled here cannot be loaded here (``probe`` is of both
+    without it); ``handover(artifact) -> Handover``.
     """
 
     @property

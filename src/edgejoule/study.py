@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from edgejoule import __version__, calibration, registry, stages, trained, training
+from edgejoule import __version__, calibration, compiling, registry, stages, trained, training
 from edgejoule.bench import Bench, Event
-from edgejoule.errors import BackendError, DataError, OutputError, StudyError
+from edgejoule.errors import OF_ONE_MODEL, BackendError, DataError, OutputError, StudyError
 from edgejoule.records import Artifact, Failure, Measurement, ModelSpec, Training, Trial
 from edgejoule.results import Outcome, measurements, outcome_of
 from edgejoule.scenarios import scenario
@@ -30,7 +30,7 @@ def run_study(study: Study, out: Path, bench: Bench | None = None, command: str 
     check_writable(out)
     for plan in study.measure:
         stages.check(plan, study.compile.backends, study.optimize.recipes)
-    calibration.check(compiling(study).calibration)
+    calibration.check(compile_plan(study).calibration)
     if study.train is not None:
         training.check(study.train)
     with Store.open(out / NAME) as store:
@@ -101,7 +101,7 @@ def evaluate(study: Study, artifacts: tuple[Artifact, ...], store: Store, run: i
             references = {key: reference_of(artifact, "auto", bench)[0]}
         try:
             found = evaluate_artifact(artifact, data, "test", bench, references[key], max_bad_images=study.train.max_bad_images)
-        except (*stages.OF_ONE_MODEL, DataError) as error:
+        except (*OF_ONE_MODEL, DataError) as error:
             store.add_failure(run, Failure(variant.label, artifact.backend, "evaluate", str(error)))
             bench.notify(Event("evaluate", f"{artifact.label} failed: {error}"))
         else:
@@ -117,7 +117,7 @@ def compile_all(
     done, total = 0, len(variants) * len(study.compile.backends)
     for spec, weights, recipe in variants:
         bench.notify(Event("compile", f"{spec.name} | {recipe}" if recipe else spec.name, done, total))
-        for result in stages.compile_model(spec, study.compile.backends, plan, weights, bench, recipe, compiling(study)):
+        for result in compiling.compile_model(spec, study.compile.backends, plan, weights, bench, recipe, compile_plan(study)):
             done += 1
             if isinstance(result, Failure):
                 store.add_failure(run, result)
@@ -133,7 +133,7 @@ def compile_all(
     return tuple(artifacts)
 
 
-def compiling(study: Study) -> CompilePlan:
+def compile_plan(study: Study) -> CompilePlan:
     """The study's compiling plan, calibrated on its training data where it has some and names no other images."""
     if study.compile.calibration != "auto" or study.train is None:
         return study.compile

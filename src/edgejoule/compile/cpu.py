@@ -6,10 +6,11 @@ from pathlib import Path
 
 CPUINFO = Path("/proc/cpuinfo")
 BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})  # x86: Cooper Lake and Zen 4 on, Sapphire Rapids on; arm64: ARMv8.6
+FP16_FLAGS = frozenset({"avx512_fp16", "asimdhp"})  # x86: Sapphire Rapids on; arm64: ARMv8.2 with FP16
 
 
-def has_bf16(cpuinfo: Path | None = None) -> bool | None:
-    """Whether the processor multiplies bfloat16 natively; None where the system does not say (no /proc/cpuinfo)."""
+def flags(cpuinfo: Path | None = None) -> frozenset[str] | None:
+    """The instruction sets that the first core names; None where the system does not say (no /proc/cpuinfo)."""
     try:
         text = (cpuinfo or CPUINFO).read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -17,5 +18,17 @@ def has_bf16(cpuinfo: Path | None = None) -> bool | None:
     for line in text.splitlines():
         name, _, value = line.partition(":")
         if name.strip() in ("flags", "Features"):
-            return bool(BF16_FLAGS & set(value.split()))
+            return frozenset(value.split())
     return None
+
+
+def has_bf16(cpuinfo: Path | None = None) -> bool | None:
+    """Whether the processor multiplies bfloat16 natively; None where the system does not say."""
+    found = flags(cpuinfo)
+    return None if found is None else bool(BF16_FLAGS & found)
+
+
+def has_fp16(cpuinfo: Path | None = None) -> bool | None:
+    """Whether the processor multiplies float16 natively; None where the system does not say. Converting alone (f16c) is not enough."""
+    found = flags(cpuinfo)
+    return None if found is None else bool(FP16_FLAGS & found)

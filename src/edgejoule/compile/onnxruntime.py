@@ -1,111 +1,191 @@
 """Backend: ONNX Runtime on the CPU or an NVIDIA GPU, from the shared ONNX file. Loading imports onnxruntime only.
 
-Threads wait passively (no spinning), so that an idle core is idle and its energy is the inference's. float32 only: ONNX
-Runtime's CPU kernels have no bfloat16. Knows no manifest and no cache.
+float32, or int8 as Q/DQ (``mode="static"``, ranges calibrated) or with activations quantised as they come (``mode="dynamic"``); ONNX
+Runtime's CPU kernels have no bfloat16. Optimising corrupts quantised attention that is nearly uniform (QLinearSoftmax overflows,
+docs/decisions/0009): every int8 file is kept clear of that, and compared with itself unoptimised before it is given out.
+Sessions are opened as ``onnxruntime_sessions`` says. Knows no manifest and no cache.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from edgejoule.compile.onnxruntime_handover import CPP, INSTALL, PYTHON
+from edgejoule.compile.onnxruntime_sessions import CONFIG, INT8_CONFIG, PROVIDER, audit_file, open_session, providers
 from edgejoule.compile.reasons import reason
 from edgejoule.compile.toolchain import ONNX_EXPORTER, versions
-from edgejoule.errors import ArtifactError, BackendError
-from edgejoule.records import Artifact, SessionInfo, TensorInfo
-from edgejoule.seams import CompileContext, Export
+from edgejoule.errors import ArtifactError, BackendError, EdgejouleError
+from edgejoule.records import Artifact, Placement, SessionInfo, TensorInfo
+from edgejoule.seams import CompileContext, Export, Handover
+
+if TYPE_CHECKING:
+    from edgejoule.compile.quantize import Options
 
 FILE = "model.onnx"
 WEIGHTS = "edgejoule.weights"  # the metadata entry that carries the weights' type to where no onnx package is
-PROVIDER = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 NUMPY = {"tensor(float)": "float32", "tensor(float16)": "float16"}
 ELEMENT = {"tensor(float)": "fp32", "tensor(float16)": "fp16", "tensor(bfloat16)": "bf16"}
+INT8_FIELDS = ("mode", "quantizer", "scope", "smoothing", "ranges", "search")
 
 
 @dataclass(frozen=True)
 class OnnxRuntime:
-    """Runs the graph in the types it is written in, with all graph optimisations."""
+    """Runs the graph in the types it is written in, with all graph optimisations.
 
-    precision: Literal["fp32"] = "fp32"
+    The fields after ``device`` belong to int8; those after ``mode`` to its static quantisation, as in ``quantize.Options``.
+    """
+
+    precision: Literal["fp32", "int8"] = "fp32"
     device: Literal["cpu", "cuda"] = "cpu"
+    mode: Literal["static", "dynamic"] = "static"
+    quantizer: Literal["onnxruntime", "nncf"] = "onnxruntime"
+    scope: Literal["linear", "attention", "all"] = "linear"
+    smoothing: Literal["auto", "off", "fold"] | float = "auto"
+    ranges: Literal["auto", "minmax", "percentile", "mse"] = "auto"
+    search: bool = True
+
+    def __post_init__(self) -> None:
+        usual = {field.name: field.default for field in dataclasses.fields(self)}
+        told = [name for name in INT8_FIELDS if getattr(self, name) != usual[name]]
+        if self.precision != "int8" and told:
+            raise ValueError(f"{told[0]}={getattr(self, told[0])!r} belongs to precision='int8'")
+        if self.mode == "dynamic" and told != ["mode"]:
+            raise ValueError(f"{told[1]}={getattr(self, told[1])!r} belongs to mode='static'")
 
     def probe(self) -> str | None:
         try:
             import onnxruntime
         except (ImportError, OSError) as error:
             return f"onnxruntime cannot be imported ({reason(error)}): pip install 'edgejoule[onnxruntime]'"
+        if self.precision == "int8" and self.device == "cuda":
+            return "onnxruntime's CUDA kernels run Q/DQ files in float: use tensorrt for int8 on a GPU, or device='cpu'"
         if PROVIDER[self.device] not in onnxruntime.get_available_providers():
             return f"onnxruntime has no {PROVIDER[self.device]}: pip install onnxruntime-gpu in its place, or use device='cpu'"
         return None
 
     def toolchain(self) -> Mapping[str, str]:
-        return versions((*ONNX_EXPORTER, "onnxruntime", "onnxruntime-gpu"))
+        quantizer = ("nncf",) if self.quantizer == "nncf" else ()
+        return versions((*ONNX_EXPORTER, "onnxruntime", "onnxruntime-gpu", *quantizer))
 
     def compile(self, export: Export, context: CompileContext) -> Path:
-        """Writes model.onnx, with the type of its weights in the metadata. Raises ModelError and BackendError."""
-        source = export.onnx
+        """Writes model.onnx, with the type of its weights in the metadata. Raises ModelError and BackendError.
+
+        int8 runs the file on calibration images: its weights' type is what the runtime's own profile says of most products, and
+        optimised it must compute what it computes unoptimised.
+        """
+        source, path = export.onnx, context.workdir / FILE
         try:
             import onnx
 
+            if self.precision == "int8":
+                self._quantize(onnx, source, context, path)
+                return path
             model = onnx.load(source)
             kinds = sorted({_short(onnx, weight.data_type) for weight in model.graph.initializer} - {""})
-            entry = model.metadata_props.add()
-            entry.key, entry.value = WEIGHTS, "+".join(kinds)
-            path = context.workdir / FILE
-            onnx.save(model, path)
-        except OSError:
-            raise  # the caller knows the folder, and says why it cannot be written
+            _save(onnx, model, "+".join(kinds), path)
+        except (OSError, EdgejouleError):
+            raise  # of an OSError, the caller knows the folder, and says why it cannot be written
         except Exception as error:
-            raise BackendError(f"the ONNX file cannot be read back ({reason(error)}): pip install 'edgejoule[host]' again") from error
+            doing = "quantised" if self.precision == "int8" else "read back"
+            raise BackendError(f"the ONNX file cannot be {doing} ({reason(error)}): pip install 'edgejoule[host]' again") from error
         return path
 
+    def _quantize(self, onnx: Any, source: Path, context: CompileContext, path: Path) -> None:
+        from edgejoule.compile.onnxruntime_int8 import compare_with_plain, quantize_dynamic, widen_softmax
+        from edgejoule.compile.quantize import quantize_onnx
+
+        images = context.calibration()  # (N, C, H, W)
+        batch = context.shape[0]
+        with tempfile.TemporaryDirectory(prefix="edgejoule-onnxruntime-") as folder:
+            draft = Path(folder) / FILE
+            if self.mode == "dynamic":
+                quantize_dynamic(source, draft)
+            else:
+                for what, chosen in quantize_onnx(source, context, self._options(), draft).notes().items():
+                    context.note(what, chosen)
+            model = onnx.load(draft)
+            if widened := widen_softmax(model):
+                context.note("softmax ranges widened", f"{widened}, which QLinearSoftmax would overflow in")
+                onnx.save(model, draft)
+            apart = compare_with_plain(source, draft, images, batch)
+            first = images.take(range(batch), axis=0, mode="wrap")  # (B, C, H, W)
+            ran = audit_file(draft, self.device, 0, first, int8=True).precisions
+        context.note("optimised against plain", f"{apart:.2g} of the logits' norm apart")
+        mostly = 2 * ran.get("int8", 0) > sum(ran.values())
+        _save(onnx, model, "int8" if mostly else "+".join(sorted(ran)), path)
+
+    def _options(self) -> Options:
+        """Convolutions' outputs are quantised as well: without that, ONNX Runtime computes them in float."""
+        from edgejoule.compile.quantize import Options
+
+        return Options(self.quantizer, self.scope, self.smoothing, self.ranges, outputs="conv", search=self.search)
+
     def load(self, artifact: Artifact, threads: int, streams: int = 1) -> OnnxRuntimeSession:
-        """Raises ArtifactError for a damaged file, BackendError where the runtime or the GPU is missing. Runs one stream."""
-        if streams != 1:
-            raise BackendError(f"onnxruntime runs one stream here, {streams} were asked for: use openvino, or one process a stream")
+        """Raises ArtifactError for a damaged file, BackendError where the runtime or the GPU is missing.
+
+        With n streams, n threads may call ``infer`` at once; they and the runtime's own workers are ``threads`` in all, or n if more.
+        """
         if (missing := self.probe()) is not None:
             raise BackendError(missing)
-        return OnnxRuntimeSession(Path(artifact.folder) / FILE, self.device, threads)
+        return OnnxRuntimeSession(Path(artifact.folder) / FILE, self.device, threads, streams, self.precision == "int8")
+
+    def handover(self, artifact: Artifact) -> Handover:
+        """The options of our own sessions but for the waiting, so that a user gets the same logits."""
+        exact = {key: value for key, value in CONFIG.items() if key.startswith("mlas")} | (INT8_CONFIG if self.precision == "int8" else {})
+        package = "onnxruntime-gpu" if self.device == "cuda" else "onnxruntime"
+        python = "".join(f'options.add_session_config_entry("{key}", "{value}")\n' for key, value in exact.items())
+        cpp = "".join(f'  options.AddConfigEntry("{key}", "{value}");\n' for key, value in exact.items())
+        shape = (artifact.batch, *artifact.variant.spec.preprocessing.input_size)
+        return Handover(
+            install=INSTALL.format(package=package),
+            python=PYTHON.format(file=FILE, config=python, providers=providers(self.device)),
+            cpp=CPP.format(file=FILE, config=cpp, shape=", ".join(map(str, shape))) if self.device == "cpu" else "",
+        )
 
 
 class OnnxRuntimeSession:
-    """``infer`` takes (B, C, H, W) float32 and returns {"logits": (B, K) float32}."""
+    """``infer`` takes (B, C, H, W) float32 and returns {"logits": (B, K) float32}. Up to ``streams`` threads may call it at once."""
 
-    def __init__(self, path: Path, device: str, threads: int) -> None:
+    def __init__(self, path: Path, device: str, threads: int, streams: int = 1, int8: bool = False) -> None:
         import onnxruntime
 
         if not path.is_file():
             raise ArtifactError(f"{path} is missing: compile again for onnxruntime")
+        self._path, self._device, self._int8 = path, device, int8
+        # The workers are shared by all callers, each of which computes as well: so many are at work in all.
+        self._intra = max(1, threads - streams + 1) if streams > 1 else threads
         try:
-            self._session: Any = onnxruntime.InferenceSession(str(path), _options(onnxruntime, threads), providers=_providers(device))
+            self._session: Any = open_session(path, device, self._intra, int8=int8)
         except Exception as error:
             damaged = type(error).__name__ in ("InvalidProtobuf", "InvalidGraph", "NoSuchFile", "ModelRequiresCompilation")
             kind = ArtifactError if damaged else BackendError
             raise kind(f"onnxruntime cannot load {path} ({reason(error)}): compile again") from error
         self._session.disable_fallback()
-        providers = tuple(self._session.get_providers())
-        if providers[0] != PROVIDER[device]:
+        found = tuple(self._session.get_providers())
+        if found[0] != PROVIDER[device]:
             raise BackendError(
-                f"onnxruntime fell back to {providers[0]} where {PROVIDER[device]} was asked for: install its CUDA and cuDNN libraries"
+                f"onnxruntime fell back to {found[0]} where {PROVIDER[device]} was asked for: install its CUDA and cuDNN libraries"
             )
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
         self._shape = tuple(inputs[0].shape)
         self._input, self._outputs = inputs[0].name, [output.name for output in outputs]
         self._info = SessionInfo(
             precision=_precision(self._session, path),
-            providers=providers,
+            providers=found,
             runtime=f"onnxruntime {onnxruntime.__version__}",
-            threads=self._session.get_session_options().intra_op_num_threads,
+            threads=self._session.get_session_options().intra_op_num_threads + streams - 1,
             inputs=tuple(map(_tensor, inputs)),
             outputs=tuple(map(_tensor, outputs)),
         )
 
     def infer(self, images: Any) -> Mapping[str, Any]:
         """Raises BackendError for another shape or dtype than compiled for, and where the runtime fails."""
-        if images.shape != self._shape or images.dtype != "float32":
-            raise BackendError(f"images are {images.dtype} {images.shape}, expected float32 {self._shape}: compile for that batch and size")
+        self._check(images)
         try:
             (logits,) = self._session.run(self._outputs, {self._input: images})
         except Exception as error:
@@ -114,32 +194,34 @@ class OnnxRuntimeSession:
             ) from error
         return {"logits": logits}
 
+    def audit(self, images: Any) -> Placement:
+        """What a second session of this file executes, by its profile of one run. Raises BackendError."""
+        self._check(images)
+        try:
+            return audit_file(self._path, self._device, self._intra, images, int8=self._int8)
+        except Exception as error:
+            raise BackendError(f"onnxruntime cannot profile {self._path} ({reason(error)}): free some memory or disk space") from error
+
     def info(self) -> SessionInfo:
         """``precision`` is the type of the weights (from the file's metadata) and of the input (from the session).
 
-        The CPU and CUDA providers run a graph in the types it is written in; TF32 and bfloat16 short cuts are switched off.
+        The CPU and CUDA providers run a graph in the types it is written in; TF32 and bfloat16 short cuts are switched off. For int8
+        the metadata holds what most products with weights ran in when the file was compiled; ``audit`` says it of this machine.
         """
         return self._info
 
     def close(self) -> None:
         self._session = None
 
-
-def _options(onnxruntime: Any, threads: int) -> Any:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
-    options.add_session_config_entry("mlas.enable_gemm_fastmath_arm64_bfloat16", "0")  # would run fp32 products in bfloat16 on arm
-    return options
+    def _check(self, images: Any) -> None:
+        if images.shape != self._shape or images.dtype != "float32":
+            raise BackendError(f"images are {images.dtype} {images.shape}, expected float32 {self._shape}: compile for that batch and size")
 
 
-def _providers(device: str) -> list[Any]:
-    if device == "cuda":
-        return [(PROVIDER["cuda"], {"use_tf32": "0"}), PROVIDER["cpu"]]  # TF32 keeps 10 bits of mantissa: that would not be fp32
-    return [PROVIDER["cpu"]]
+def _save(onnx: Any, model: Any, weights: str, path: Path) -> None:
+    entry = model.metadata_props.add()
+    entry.key, entry.value = WEIGHTS, weights
+    onnx.save(model, path)
 
 
 def _tensor(port: Any) -> TensorInfo:
@@ -155,5 +237,7 @@ def _precision(session: Any, path: Path) -> str:
     weights = session.get_modelmeta().custom_metadata_map.get(WEIGHTS)
     if not weights:
         raise ArtifactError(f"{path} does not say what its weights are, so edgejoule did not write it: compile again")
+    if weights == "int8":
+        return "int8"  # its input and what lies between the products is float32, as it should be
     entry = session.get_inputs()[0].type
     return "+".join(sorted({*weights.split("+"), ELEMENT.get(entry, entry)}))

@@ -1,42 +1,85 @@
 """Backend: OpenVINO, from the shared ONNX file to its IR (model.xml, model.bin). Loading imports openvino only, no torch.
 
-OpenVINO would run a float32 model in bfloat16 wherever the processor can: the precision is always stated and read back.
-The ONNX file is read by the core, never by OpenVINO's converter tool, which reports usage to its vendor. Knows no manifest and no cache.
+OpenVINO would run a float32 model in bfloat16 wherever the processor can, and takes "f16" for bfloat16 where it has no float16: the
+precision is always stated, refused where the device lacks it, and read back from the compiled graph. The ONNX file is read by the core.
+Knows no manifest and no cache.
 """
 
 from __future__ import annotations
 
+import importlib.util
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from edgejoule.compile.openvino_import import import_openvino
+from edgejoule.compile.quantize.options import Options
 from edgejoule.compile.reasons import reason
 from edgejoule.compile.toolchain import ONNX_EXPORTER, versions
-from edgejoule.errors import ArtifactError, BackendError
-from edgejoule.records import Artifact, SessionInfo, TensorInfo
-from edgejoule.seams import CompileContext, Export
+from edgejoule.errors import BackendError
+from edgejoule.records import Artifact
+from edgejoule.seams import CompileContext, Export, Handover
+
+if TYPE_CHECKING:
+    from edgejoule.compile.openvino_session import OpenVinoSession
 
 FILE = "model.xml"
-HINT = {"fp32": "f32", "bf16": "bf16"}
-SHORT = {"f32": "fp32", "bf16": "bf16", "f16": "fp16"}
+HINT = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
+WORDS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "int8": "int8"}
+QUANTISING = ("quantizer", "scope", "smoothing", "ranges", "search", "rest")
 
 
 @dataclass(frozen=True)
 class OpenVino:
-    """``precision`` is the inference precision; the IR itself always holds float32. Threads are split among the ``streams``."""
+    """``precision`` is what the weighted products compute in. Threads are split among the ``streams``.
 
-    precision: Literal["fp32", "bf16"] = "fp32"
-    device: Literal["cpu", "gpu"] = "cpu"
+    ``storage="fp16"`` halves the file: its float weights are rounded to float16, and computed with in ``precision`` on any device.
+    Of int8: ``quantizer``, ``scope``, ``smoothing``, ``ranges`` and ``search`` as in ``quantize.Options``; ``rest`` is the precision of
+    what stays in float ("auto": the device's fastest), chosen when the file is loaded.
+    """
+
+    precision: Literal["fp32", "bf16", "fp16", "int8"] = "fp32"
+    device: Literal["cpu", "gpu", "npu"] = "cpu"
     streams: int = 1
+    storage: Literal["fp32", "fp16"] = "fp32"
+    quantizer: Literal["nncf", "onnxruntime"] = "nncf"
+    scope: Literal["linear", "attention", "all"] = "linear"
+    smoothing: Literal["auto", "off", "fold"] | float = "auto"
+    ranges: Literal["auto", "minmax", "percentile", "mse"] = "auto"
+    search: bool = True
+    rest: Literal["fp32", "bf16", "fp16", "auto"] = "fp32"
 
     def __post_init__(self) -> None:
         if self.streams < 1:
             raise ValueError(f"streams={self.streams}, expected 1 or more")
+        idle = [name for name in QUANTISING if getattr(self, name) != getattr(type(self), name)]
+        if self.precision != "int8" and idle:
+            raise ValueError(f"{idle[0]} says how to quantise: use it with precision='int8'")
+        if self.quantizer == "nncf" and self.smoothing == "fold":
+            raise ValueError("smoothing='fold' is not one of nncf's: use quantizer='onnxruntime' with it")
+        if isinstance(self.smoothing, float | int) and not 0 <= self.smoothing <= 1:
+            raise ValueError(f"smoothing={self.smoothing}, expected a number between 0 and 1")
+
+    @property
+    def inference(self) -> str | None:
+        """The precision to ask the runtime for: of everything that is not int8; None leaves it to the device."""
+        wanted = self.rest if self.precision == "int8" else self.precision
+        return None if wanted == "auto" else wanted
 
     def probe(self) -> str | None:
+        return self._probe_quantizer() or self._probe_runtime()
+
+    def _probe_quantizer(self) -> str | None:
+        if self.precision != "int8" or importlib.util.find_spec(self.quantizer) is not None:
+            return None
+        return f"{self.quantizer}, which quantises, is not installed: pip install {self.quantizer}, or use another quantizer"
+
+    def _probe_runtime(self) -> str | None:
+        """What loading needs; a board that only runs int8 files needs no quantiser."""
         try:
-            import openvino
+            openvino = import_openvino()
         except (ImportError, OSError) as error:
             return f"openvino cannot be imported ({reason(error)}): pip install 'edgejoule[openvino]'"
         name = self.device.upper()
@@ -47,100 +90,95 @@ class OpenVino:
             able = core.get_property(name, "OPTIMIZATION_CAPABILITIES")
         except RuntimeError as error:
             return f"openvino does not start ({reason(error)}): install it again"
-        if self.precision == "bf16" and "BF16" not in able:
-            return f"this {name} has no bfloat16 instructions, says openvino: use precision='fp32'"
+        for wanted in (self.precision, self.inference):
+            if wanted is not None and wanted.upper() not in able:
+                instead = "rest='auto'" if self.precision == "int8" and wanted != "int8" else "another precision"
+                return f"this {name} has no {WORDS[wanted]} instructions, says openvino: use {instead}"
         return None
 
     def toolchain(self) -> Mapping[str, str]:
-        return versions((*ONNX_EXPORTER, "openvino"))
+        quantiser = (self.quantizer,) if self.precision == "int8" else ()
+        return versions((*ONNX_EXPORTER, "openvino", *quantiser))
 
     def compile(self, export: Export, context: CompileContext) -> Path:
-        """Writes model.xml and model.bin. Raises ModelError and BackendError."""
+        """Writes model.xml and model.bin; the device need not be here. Raises ModelError and BackendError."""
+        if (missing := self._probe_quantizer()) is not None:
+            raise BackendError(missing)
         source = export.onnx
         path = context.workdir / FILE
         try:
-            import openvino
+            openvino = import_openvino()
 
-            openvino.save_model(openvino.Core().read_model(source), path, compress_to_fp16=False)
-        except OSError:
+            model = self._quantized(source, context) if self.precision == "int8" else openvino.Core().read_model(source)
+            openvino.save_model(model, path, compress_to_fp16=self.storage == "fp16")
+        except (OSError, BackendError):
             raise  # the caller knows the folder, and says why it cannot be written
         except Exception as error:
             raise BackendError(f"openvino cannot convert the ONNX file ({reason(error)}): use another backend") from error
+        if self.storage == "fp16":
+            context.note("storage", "float weights are kept in float16")
         return path
+
+    def _quantized(self, source: Path, context: CompileContext) -> Any:
+        """The network with int8 products, as OpenVINO's model; what was chosen is noted. Raises BackendError."""
+        options = Options(self.quantizer, self.scope, self.smoothing, self.ranges, search=self.search)
+        if self.quantizer == "nncf":
+            from edgejoule.compile.openvino_nncf import quantize_by_nncf
+
+            model, chosen = quantize_by_nncf(source, context, options)
+        else:
+            openvino = import_openvino()
+
+            from edgejoule.compile.quantize import quantize_onnx
+
+            with tempfile.TemporaryDirectory(prefix="edgejoule-openvino-") as folder:
+                target = Path(folder) / "quantized.onnx"
+                chosen = quantize_onnx(source, context, options, target)
+                model = openvino.Core().read_model(target.read_bytes())
+        for what, word in chosen.notes().items():
+            context.note(what, word)
+        return model
 
     def load(self, artifact: Artifact, threads: int, streams: int = 1) -> OpenVinoSession:
         """Raises ArtifactError for a damaged file, BackendError where openvino refuses it. ``streams`` > 1 wins over the field."""
-        if (missing := self.probe()) is not None:
+        if (missing := self._probe_runtime()) is not None:
             raise BackendError(missing)
-        config = {
-            "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_PRECISION_HINT": HINT[self.precision],
-            "NUM_STREAMS": streams if streams > 1 else self.streams,
-        }
+        from edgejoule.compile.openvino_session import OpenVinoSession
+
+        count = streams if streams > 1 else self.streams
+        config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
+        if self.inference is not None:
+            config["INFERENCE_PRECISION_HINT"] = HINT[self.inference]
+        if self.device != "npu":  # it has one queue of its own, and no such setting
+            config["NUM_STREAMS"] = count
         if self.device == "cpu":
             config["INFERENCE_NUM_THREADS"] = threads
-        return OpenVinoSession(Path(artifact.folder) / FILE, self.device.upper(), config, threads)
+        return OpenVinoSession(Path(artifact.folder) / FILE, self.device.upper(), config, threads, count)
+
+    def handover(self, artifact: Artifact) -> Handover:
+        device, hint = self.device.upper(), HINT.get(self.inference or "")
+        version = artifact.toolchain.get("openvino")
+        stated = f'{{"INFERENCE_PRECISION_HINT": "{hint}"}}' if hint else "{}"
+        python = f"""\
+import openvino
+
+model = openvino.Core().compile_model("{FILE}", "{device}", {stated})
 
 
-class OpenVinoSession:
-    """``infer`` takes (B, C, H, W) float32 and returns {"logits": (B, K) float32}."""
+def run(images):  # numpy float32 {artifact.batch, *artifact.variant.spec.preprocessing.input_size}, normalised -> logits (B, K)
+    return model(images)[0]
+"""
+        properties = f", ov::hint::inference_precision(ov::element::{hint})" if hint else ""
+        cpp = f"""\
+#include <openvino/openvino.hpp>  // cmake: find_package(OpenVINO REQUIRED), link openvino::runtime
 
-    def __init__(self, path: Path, device: str, config: Mapping[str, Any], threads: int) -> None:
-        import openvino
-
-        core = openvino.Core()
-        model = _read(core, path)
-        try:
-            compiled = core.compile_model(model, device, dict(config))
-            self._request: Any = compiled.create_infer_request()
-            self._shape = tuple(compiled.input(0).shape)
-            self._info = SessionInfo(
-                precision=_precision(compiled),
-                providers=tuple(compiled.get_property("EXECUTION_DEVICES")),
-                runtime=f"openvino {'-'.join(openvino.__version__.split('-')[:2])}",
-                threads=int(compiled.get_property("INFERENCE_NUM_THREADS")) if device == "CPU" else threads,
-                inputs=tuple(_tensor(port) for port in compiled.inputs),
-                outputs=tuple(_tensor(port) for port in compiled.outputs),
-            )
-        except Exception as error:
-            raise BackendError(f"openvino cannot load {path} on {device} ({reason(error)}): use another precision or device") from error
-
-    def infer(self, images: Any) -> Mapping[str, Any]:
-        """Raises BackendError for another shape or dtype than compiled for, and where the runtime fails."""
-        if images.shape != self._shape or images.dtype != "float32":
-            raise BackendError(f"images are {images.dtype} {images.shape}, expected float32 {self._shape}: compile for that batch and size")
-        try:
-            logits = self._request.infer(images, share_inputs=True)[0]  # the result is a copy, the input is not
-        except Exception as error:
-            raise BackendError(
-                f"openvino failed while running the model ({reason(error)}): free some memory or use another backend"
-            ) from error
-        return {"logits": logits}
-
-    def info(self) -> SessionInfo:
-        """``precision`` is the compiled model's inference precision, ``providers`` the devices that execute it."""
-        return self._info
-
-    def close(self) -> None:
-        self._request = None
-
-
-def _read(core: Any, path: Path) -> Any:
-    """Raises ArtifactError. What is no XML is never handed over: OpenVINO would try every other format's parser on it, aloud."""
-    try:
-        with path.open("rb") as stream:
-            is_xml = stream.read(5) == b"<?xml"
-        if is_xml:
-            return core.read_model(path)
-    except Exception as error:
-        raise ArtifactError(f"openvino cannot read {path} ({reason(error)}): compile again") from error
-    raise ArtifactError(f"{path} is damaged: it is no XML; compile again")
-
-
-def _precision(compiled: Any) -> str:
-    found = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
-    return SHORT.get(found, str(found))
-
-
-def _tensor(port: Any) -> TensorInfo:
-    return TensorInfo(port.any_name, tuple(port.shape), port.element_type.to_dtype().name)
+int main() {{
+    ov::Core core;
+    auto model = core.compile_model("{FILE}", "{device}"{properties});
+    auto request = model.create_infer_request();
+    float* images = request.get_input_tensor().data<float>();  // fill with (B, C, H, W), normalised
+    request.infer();
+    const float* logits = request.get_output_tensor().data<float>();  // (B, K)
+}}
+"""
+        return Handover(f"pip install openvino{f'=={version}' if version else ''} numpy pillow", python, cpp)

@@ -19,13 +19,13 @@ from typing import Any, Literal
 from edgejoule import manifest
 from edgejoule.compile.reasons import reason
 from edgejoule.compile.toolchain import EXPORTER, versions
+from edgejoule.compile.torch_program import SHORT, Layout, prepared
 from edgejoule.errors import ArtifactError, BackendError
-from edgejoule.records import Artifact, SessionInfo, TensorInfo
-from edgejoule.seams import CompileContext, Export
+from edgejoule.records import Artifact, Placement, SessionInfo, TensorInfo
+from edgejoule.seams import CompileContext, Export, Handover
 
 FILE, LITE_FILE = "model.pt", "model.ptl"
 FACTS = "edgejoule.json"  # rides in the file: a frozen graph knows no shapes, and the lite module shows no graph
-SHORT = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16", "float64": "fp64"}
 LITE_SAVER = "_save_to_buffer_for_lite_interpreter"  # torch calls the lite interpreter deprecated: the first thing it may drop
 SEED = 0
 FARTHEST = 1e-4  # a trace repeats the module's own operations, so it differs by rounding at most
@@ -43,6 +43,7 @@ class TorchScript:
     device: Literal["cpu"] = "cpu"
     lite: bool = False
     optimize: bool = False
+    layout: Layout = "contiguous"
 
     def __post_init__(self) -> None:
         if self.lite and self.optimize:
@@ -64,7 +65,7 @@ class TorchScript:
         """Writes model.pt or model.ptl. Raises ModelError (no classifier) and BackendError (cannot be traced, or not saved)."""
         if (missing := self.probe()) is not None:
             raise BackendError(missing)
-        frozen, facts = _frozen(export.module, context.shape)
+        frozen, facts = _frozen(prepared(export.module, self.precision, self.layout, context.shape), context.shape)
         content = _bytes(frozen, self.lite, {FACTS: json.dumps(facts)})
         path = context.workdir / self.file
         path.write_bytes(content)
@@ -77,6 +78,14 @@ class TorchScript:
         if (missing := self.probe()) is not None:
             raise BackendError(missing)
         return TorchScriptSession(_verified(artifact, self.file), self.lite, self.optimize, threads)
+
+    def handover(self, artifact: Artifact) -> Handover:
+        """The lite file as the full interpreter runs it: in Python, torch opens both kinds alike."""
+        version = artifact.toolchain.get("torch", "2.13").partition("+")[0]
+        opened = "torch.jit.optimize_for_inference(network)" if self.optimize else ""
+        lines = ["import torch", f'network = torch.jit.load("{self.file}")', *([f"network = {opened}"] if opened else [])]
+        python = "\n".join([*lines, *_RUN])
+        return Handover(f"pip install torch=={version} numpy pillow", python, "" if self.lite else _CPP.format(file=self.file))
 
 
 class TorchScriptSession:
@@ -101,6 +110,7 @@ class TorchScriptSession:
             raise ArtifactError(
                 f"{path} is not a file that TorchScript of torch {torch.__version__} can load ({reason(error)}): compile again"
             ) from error
+        self._optimize = optimize
         self._module: Any = _optimized(module) if optimize else module
         self._info = SessionInfo(
             precision=found,
@@ -123,6 +133,21 @@ class TorchScriptSession:
                 f"torch failed while running the graph ({reason(error)}): free some memory or use another backend"
             ) from error
         return {"logits": logits.numpy()}
+
+    def audit(self, images: Any) -> Placement:
+        """Every operator as the interpreter dispatches it, with its types. Raises BackendError.
+
+        An optimised graph calls oneDNN's convolutions past the dispatcher: those are counted in the graph itself.
+        """
+        from edgejoule.compile.torch_audit import audit
+
+        try:
+            found = audit(self._module, self._torch.from_numpy(images), "cpu")
+            n = _packed_convolutions(self._module) if self._optimize else 0
+            precisions = {**found.precisions, "fp32": found.precisions.get("fp32", 0) + n}
+            return Placement(found.nodes + n, found.delegated + n, found.fallbacks, precisions)
+        except Exception as error:
+            raise BackendError(f"torch failed while running the graph ({reason(error)}): load it again") from error
 
     def info(self) -> SessionInfo:
         """``precision`` is the type of the loaded graph's weights and of its result, before the cast to float32.
@@ -223,6 +248,11 @@ def _optimized(module: Any) -> Any:
         raise BackendError(f"torch cannot optimise the graph for inference ({reason(error)}): use optimize=False") from error
 
 
+def _packed_convolutions(module: Any) -> int:
+    """oneDNN's own, of float32 blocks: the optimiser packs no other type."""
+    return str(module.graph).count("::mkldnn_convolution(")
+
+
 def _precision(module: Any, result: str) -> str:
     """Frozen weights are constants of the graph. One without dimensions is a number of the formula: it sets no type in torch."""
     constants = (node for node in module.graph.findAllNodes("prim::Constant", recurse=True) if node.hasAttribute("value"))
@@ -242,3 +272,19 @@ def _probe_lite() -> str | None:
     if not hasattr(jit.RecursiveScriptModule, LITE_SAVER) or not hasattr(mobile, "_load_for_lite_interpreter"):
         return f"torch {torch.__version__} has no mobile-lite files any more: install torch 2.13, or use lite=False"
     return None
+
+
+_RUN = (
+    "def run(images):",
+    "    with torch.inference_mode():",
+    "        return network(torch.from_numpy(images)).numpy()",
+    "",
+)
+_CPP = """// link with libtorch of the same version
+#include <torch/script.h>
+torch::Tensor run(const torch::Tensor& images) {{  // (B, C, H, W) float32 -> (B, K) float32
+    static torch::jit::Module network = torch::jit::load("{file}");
+    c10::InferenceMode guard;
+    return network.forward({{images}}).toTensor();
+}}
+"""

@@ -6,17 +6,20 @@ the class it was there. Knows transports by name only.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
-from edgejoule import errors, registry
+from edgejoule import environments, errors, manifest, registry
 from edgejoule.errors import AgentError, EdgejouleError, SpecError, TransportError
 from edgejoule.plain import decode, encode
 from edgejoule.records import Job, Outputs, Trial
 from edgejoule.seams import Transport
 
+AGENT = "edgejoule.fleet.agent"
 TIMEOUT_S = 3600.0
 SHOWN = 200  # characters of a line that is not of the protocol
 
@@ -30,7 +33,7 @@ def run_job(
     not there; and whatever EdgejouleError the worker reports.
     """
     way: Transport = registry.create("transport", transport)
-    argv = [sys.executable, "-m", "edgejoule.fleet.agent"]
+    argv = worker_argv(job.artifact, transport)
     found: Trial | Outputs | None = None
     lines = way.run(argv, json.dumps(encode(job)), timeout_s)
     try:
@@ -56,6 +59,23 @@ def run_job(
     if found is None:
         raise AgentError(f"the worker for {job.artifact} ended without an answer: expected a trial or outputs, run it again")
     return found
+
+
+def worker_argv(artifact: str, transport: str = "local") -> list[str]:
+    """The command that runs a worker for an artifact's folder: on this machine by the interpreter of its backend's environment.
+
+    This interpreter where the backend has none, where its environment is not installed, and where the manifest cannot be read: then the
+    worker says why.
+    """
+    here = [sys.executable, "-m", AGENT]
+    if registry.parse(transport).name != "local":
+        return here
+    with contextlib.suppress(EdgejouleError, OSError, ValueError, LookupError, TypeError):
+        # only its backend: the worker reads the manifest in earnest, and checks the files
+        said = json.loads((Path(artifact) / manifest.NAME).read_text(encoding="utf-8"))["backend"]
+        environment = getattr(registry.create("backend", said), "environment", None)
+        return (environment and environments.argv_of(environment, AGENT)) or here
+    return here
 
 
 def rebuild(said: Any) -> EdgejouleError:

@@ -260,7 +260,7 @@ def failures(found: Sequence[Failure]) -> str:
 def doctor_table(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     """Which meters, backends and transports work here, and what the others need."""
     rows = [
-        (kind, str(one["name"]), "works" if one["ok"] else "missing", str(one["remedy"] or ""))
+        (kind, str(one["name"]), ("compiles" if one["remedy"] else "works") if one["ok"] else "missing", str(one["remedy"] or ""))
         for kind, ones in found.items()
         for one in ones
     ]

@@ -1,12 +1,13 @@
-"""The verbs that look: zoo list, zoo show, doctor; and the hidden one that a worker runs. None of them writes a file."""
+"""The verbs that look: zoo list, zoo show, doctor; and the hidden one that a worker runs. Only ``doctor --install`` writes files."""
 
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from edgejoule.errors import SpecError
 from edgejoule.progress import Progress
 from edgejoule.verbs.options import Json, Model, bench_of, print_json, print_text
 
@@ -55,20 +56,50 @@ def doctor(
         bool, typer.Option("--calibrate", help="Find out what one meter really does, by a load of half a minute.")
     ] = False,
     meter: Annotated[str, typer.Option(help="With --calibrate: auto, or a meter such as rapl(period_s=0.05).")] = "auto",
+    install: Annotated[
+        list[str] | None,
+        typer.Option("--install", metavar="NAME", help="Make the environment of a backend that needs one; may be repeated."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Say which meters, backends and transports work here, and what the others need."""
+    """Say which meters, backends and transports work here, and what the others need; make the environments that some backends need."""
+    from edgejoule import environments
     from edgejoule.report import text
     from edgejoule.stages import survey
 
+    if calibrate and install:
+        raise SpecError("--calibrate needs a quiet machine and --install keeps it busy: give one of them")
     if calibrate:
         _calibrate(meter, as_json)
         return
-    found = survey()
+    if install:
+        _install(install, as_json)
+        return
+    found = {**survey(), "environments": environments.survey()}
     if as_json:
         print_json(found)
     else:
         print_text(text.doctor_table(found))
+
+
+def _install(names: list[str], as_json: bool) -> None:
+    """Make environments one after the other, showing progress; where each is and what it holds on stdout."""
+    from edgejoule import environments
+    from edgejoule.bench import Event
+    from edgejoule.installing import install
+
+    for name in names:
+        environments.environment_of(name)  # a mistyped name is told before minutes are spent on another
+    made: list[dict[str, Any]] = []
+    with Progress("what was finished is kept") as progress:
+        for name in dict.fromkeys(names):
+            python = install(name, lambda line: progress.notify(Event("doctor", line)))
+            made.append({"name": name, "python": python, "versions": environments.versions(name, environments.packages_named(name))})
+    if as_json:
+        print_json({"environments": made})
+    else:
+        lines = (f"{one['name']}: {', '.join(f'{what} {version}' for what, version in one['versions'].items())}" for one in made)
+        print_text("\n".join(lines) + "\n")
 
 
 def _calibrate(meter: str, as_json: bool) -> None:

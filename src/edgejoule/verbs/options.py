@@ -17,7 +17,7 @@ from edgejoule.progress import Progress
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON value on stdout.")]
 Cache = Annotated[Path | None, typer.Option(help="Where compiled files are kept. Default: $EDGEJOULE_CACHE or the user's cache folder.")]
 Model = Annotated[str, typer.Argument(help='A catalog name, timm(name="..."), or your own module:function.')]
-Backends = Annotated[list[str], typer.Option("--backend", help='For instance onnxruntime, or openvino(precision="bf16"). May be repeated.')]
+BACKENDS = typer.Option("--backend", help='Such as onnxruntime (the default) or openvino(precision="int8"). May be repeated.')
 Recipe = Annotated[str, typer.Option(help='Passes that change the network first, as in "fuse". Default: none.')]
 Weights = Annotated[str, typer.Option(help="auto (pretrained where they can be had, else random), random, or a checkpoint file.")]
 Threads = Annotated[int, typer.Option(help="Threads of the runtime; 0 means all cores.", min=0)]

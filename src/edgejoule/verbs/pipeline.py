@@ -10,7 +10,7 @@ import typer
 from edgejoule.errors import SpecError
 from edgejoule.progress import Progress
 from edgejoule.verbs.options import (
-    Backends,
+    BACKENDS,
     Cache,
     Calibration,
     Images,
@@ -106,7 +106,7 @@ def screen(
 
 def compile_(
     model: Model,
-    backend: Backends = ["onnxruntime"],  # noqa: B006
+    backends: Annotated[list[str] | None, BACKENDS] = None,
     recipe: Recipe = "",
     batch: Annotated[int, typer.Option(help="Images per inference.", min=1)] = 1,
     weights: Weights = "auto",
@@ -114,6 +114,7 @@ def compile_(
     images: Images = "photos(n=32)",
     calibration: Calibration = "auto",
     max_drop_pct: MaxDrop = 1.0,
+    tune: Annotated[bool, typer.Option("--tune", help="Race all that works here (or the backends named) and keep the fastest.")] = False,
     out: Annotated[Path | None, typer.Option(help="Copy the artifact's folder to here.")] = None,
     cache: Cache = None,
     as_json: Json = False,
@@ -124,12 +125,16 @@ def compile_(
     from edgejoule.report import text
 
     plan = plan_of(scenario="offline" if batch > 1 else "single_stream", batch=batch, threads=threads, images=images)
+    backend = list(backends or () if tune else backends or ("onnxruntime",))
     stages.check(plan, backend, [recipe])
     compiling = compiling_of(calibration, max_drop_pct)
-    if out is not None and len(backend) > 1:
+    if out is not None and len(backend) > 1 and not tune:
         raise SpecError(f"--out holds one artifact, and {len(backend)} backends were named: compile them one by one")
     if out is not None:
         stages.check_new(out)
+    if tune:
+        tune_model(model, backend, recipe, plan, compiling, weights, out, cache, as_json)
+        return
     with Progress("what was compiled is kept") as progress:
         artifacts = compile_all(model, backend, plan, weights, bench_of(cache, progress), recipe, compiling)
     if out is not None:
@@ -138,6 +143,37 @@ def compile_(
         print_json({"artifacts": [encode(artifact) | {"bytes": artifact.bytes} for artifact in artifacts]})
     else:
         print_text(text.artifacts_table(artifacts))
+
+
+def tune_model(
+    model: str,
+    backends: list[str],
+    recipe: str,
+    plan: Any,
+    compiling: Any,
+    weights: str,
+    out: Path | None,
+    cache: Path | None,
+    as_json: bool,
+) -> None:
+    """Race, print the table of all that was tried, and copy the winner to ``out`` where that is given."""
+    from edgejoule import manifest, stages
+    from edgejoule.evaluating import spec_of_weights
+    from edgejoule.plain import encode
+    from edgejoule.report.tuning import tuning_table
+    from edgejoule.tuning import tune
+
+    with Progress("what was compiled is kept") as progress:
+        found = tune(spec_of_weights(model, weights), weights, plan, compiling, bench_of(cache, progress), backends, recipe)
+    folder = Path(found.winner.folder)
+    if out is not None:
+        folder = Path(stages.copy_artifact(manifest.read(folder), out).folder)
+    if as_json:
+        print_json(encode(found) | {"winner": encode(found.winner), "folder": str(folder)})
+    else:
+        print_text(tuning_table(found.model, found.device, found.tried))
+        print_text(f"\nwinner  {found.winner.choice.label}\nfolder  {folder}")
+        print_text(f"Next: edgejoule measure {folder} --threads {found.winner.choice.threads}")
 
 
 def measure(
@@ -233,10 +269,10 @@ def compile_all(
 ) -> tuple[Any, ...]:
     """Artifacts of one model; the first that fails is the error."""
     from edgejoule.bench import Event
+    from edgejoule.compiling import compile_model
     from edgejoule.errors import BackendError
     from edgejoule.evaluating import spec_of_weights
     from edgejoule.records import Artifact
-    from edgejoule.stages import compile_model
 
     artifacts = []
     bench.notify(Event("compile", f"{model} for {', '.join(backends)}", 0, len(backends)))

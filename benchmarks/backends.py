@@ -1,0 +1,295 @@
+"""Every backend and precision that runs here, on a model of each family: speed-up over eager fp32, agreement, share of the roofline.
+
+    python benchmarks/backends.py [--models deit_tiny,swin_tiny] [--backends "onnxruntime;openvino"] [--rounds 9] [--tune] [--out FILE]
+
+Each artifact sits in a worker process of its own, idle but for its turns: a round gives every one a turn of a few inferences in random
+order; speed-ups are ratios paired by round, with a t-interval on logarithms over rounds (over models for the geometric mean). Agreement
+is with the float32 network, on 128 photographs that nothing was calibrated on. The roofline is this machine's best product of two square
+matrices in float32, bfloat16 and int8, in the same run; a model's share is its counted MACs per second over its precision's.
+``--tune`` also lets autotuning choose and runs its pick beside the others. Live random weights. Knows no energy. Needs the host extra.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import random
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+MODELS = (
+    *("deit_tiny", "vit_small", "levit_conv_192", "tiny_vit_11m", "mobilevit_s", "efficientvit_b1", "swin_tiny", "pvt_v2_b0"),
+    *("edgevit_xxs", "edgenext_xx_small", "fastvit_t8", "efficientformerv2_s0", "mobilenetv3_large_075"),
+)
+TURN_S, PHOTOS = 0.3, "photos(n=128, seed=7)"
+GEMM = 2048
+BASE = "eager(precision='fp32')"
+
+
+# ---------------------------------------------------------------- turns
+
+
+def serve(folder: str, threads: int) -> None:
+    """A worker: loads an artifact, then answers each line on stdin with the median seconds of a turn."""
+    from edgejoule import manifest, registry
+    from edgejoule.fleet.agent import take_stdout
+
+    out = take_stdout()
+    artifact = manifest.read(Path(folder))
+    session = registry.create("backend", artifact.backend).load(artifact, threads)
+    images = np.random.default_rng(0).normal(size=(artifact.batch, *artifact.variant.spec.preprocessing.input_size)).astype(np.float32)
+    until = time.perf_counter() + 1.0
+    while time.perf_counter() < until:
+        session.infer(images)
+    for _ in sys.stdin:
+        spent, end = [], time.perf_counter() + TURN_S
+        session.infer(images)  # wakes the threads up
+        while time.perf_counter() < end or len(spent) < 3:
+            start = time.perf_counter()
+            session.infer(images)
+            spent.append(time.perf_counter() - start)
+        print(statistics.median(spent), file=out, flush=True)
+
+
+def start(artifact: Any, threads: int) -> subprocess.Popen[str]:
+    import os
+
+    from edgejoule import environments, registry
+    from edgejoule.fleet.agent import thread_limits
+
+    name = getattr(registry.create("backend", artifact.backend), "environment", "")
+    python = (environments.python_of(name) if name else None) or sys.executable
+    argv = [python, __file__, "--serve", artifact.folder, "--threads", str(threads)]
+    return subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | thread_limits(threads))
+
+
+def turn(worker: subprocess.Popen[str]) -> float:
+    assert worker.stdin and worker.stdout
+    worker.stdin.write("go\n")
+    worker.stdin.flush()
+    line = worker.stdout.readline()
+    if not line:
+        raise SystemExit(f"a worker ended: {worker.args}")
+    return float(line)
+
+
+def take_turns(lanes: dict[str, tuple[Any, int]], rounds: int, seed: int) -> dict[str, list[float]]:
+    """{lane: seconds of each round} of {lane: (artifact, threads)}."""
+    workers = {name: start(artifact, threads) for name, (artifact, threads) in lanes.items()}
+    found: dict[str, list[float]] = {name: [] for name in lanes}
+    try:
+        for worker in workers.values():  # all are loaded and warm before the first round counts
+            turn(worker)
+        for number in range(rounds):
+            order = list(lanes)
+            random.Random(f"{seed} {number}").shuffle(order)
+            for name in order:
+                found[name].append(turn(workers[name]))
+    finally:
+        for worker in workers.values():
+            worker.kill()
+    return found
+
+
+# ---------------------------------------------------------------- one model
+
+
+def agreement(artifact: Any, threads: int, bench: Any, reference: Any) -> tuple[float, float]:
+    """Share of photographs with the network's own first answer, and the median relative error of the logits."""
+    from edgejoule import data
+    from edgejoule.fleet.dispatch import run_job
+    from edgejoule.records import Job, Workload
+
+    crops, _ = data.write_crops(PHOTOS, artifact.variant.spec.preprocessing, bench.cache / "images")
+    answer = run_job(Job("outputs", artifact.folder, str(crops), Workload(), threads, most=128))
+    logits = np.frombuffer(answer.logits, dtype=np.float64).reshape(answer.shape)  # (N, K)
+    error = np.linalg.norm(logits - reference, axis=1) / np.linalg.norm(reference, axis=1)
+    return float((logits.argmax(1) == reference.argmax(1)).mean()), float(np.median(error))
+
+
+def float_logits(spec: Any, bench: Any) -> Any:
+    """(N, K) of the network itself on the photographs."""
+    import torch
+
+    from edgejoule import data, zoo
+
+    module = zoo.build(zoo.identify(spec, bench.seed, "random"))
+    images = data.normalise(data.crops(PHOTOS, spec.preprocessing), spec.preprocessing)  # (N, C, H, W)
+    with torch.inference_mode():
+        return np.concatenate([module(torch.from_numpy(images[i : i + 16])).double().numpy() for i in range(0, len(images), 16)])
+
+
+def measure_model(name: str, backends: Sequence[str], args: argparse.Namespace, bench: Any, peaks: dict[str, float]) -> dict[str, Any]:
+    from edgejoule import compiling, stages
+    from edgejoule.catalog import find_model
+    from edgejoule.measure.stats import ratio_interval
+    from edgejoule.records import Artifact
+    from edgejoule.study_file import CompilePlan, MeasurePlan
+    from edgejoule.tuning import tune
+
+    spec, plan = find_model(name), MeasurePlan(threads=args.threads)
+    lanes: dict[str, tuple[Any, int]] = {}
+    refused = {}
+    for made in compiling.compile_model(spec, backends, plan, "random", bench):
+        if isinstance(made, Artifact):
+            lanes[made.backend] = (made, args.threads)
+        else:
+            refused[made.backend] = made.reason
+    if args.tune:
+        from edgejoule import manifest
+
+        won = tune(spec, "random", plan, CompilePlan(), bench, [b for b in backends if b in lanes]).winner
+        lanes["autotuned"] = (manifest.read(Path(won.folder)), won.choice.threads)
+    turns = take_turns(lanes, args.rounds, 0)
+    macs = stages.count_models([spec], bench)[spec.name].macs
+    reference = float_logits(spec, bench)
+    rows = []
+    for lane, (artifact, threads) in lanes.items():
+        same, error = agreement(artifact, args.threads, bench, reference)
+        latency = statistics.median(turns[lane])
+        speed = ratio_interval(turns[BASE], turns[lane]) if BASE in turns else None
+        rows.append(
+            {
+                "model": name,
+                "lane": lane,
+                "backend": artifact.backend,
+                "recipe": artifact.variant.recipe,
+                "threads": threads,
+                "latency_ms": 1e3 * latency,
+                "speedup": [speed.value, speed.low, speed.high] if speed else None,
+                "agreement": same,
+                "median_rel": error,
+                "share_of_peak": 2e-9 * macs / latency / peaks[artifact.info.precision] if artifact.info.precision in peaks else None,
+                "placement": artifact.info.placement.words if artifact.info.placement else "",
+                "doubts": [doubt.code for doubt in artifact.caveats if doubt.severity == "reject"],
+                "seconds": turns[lane],
+            }
+        )
+    return {"model": name, "family": spec.family, "macs": macs, "rows": rows, "refused": refused, "pick": _pick(turns, ratio_interval)}
+
+
+def _pick(turns: dict[str, list[float]], ratio_interval: Any) -> dict[str, Any] | None:
+    """The autotuned pick against the best single backend at its defaults: its speed over that one's, paired by round."""
+    if "autotuned" not in turns:
+        return None
+    best = min((lane for lane in turns if lane != "autotuned"), key=lambda lane: statistics.median(turns[lane]))
+    speed = ratio_interval(turns[best], turns["autotuned"])
+    return {"best": best, "speed_over_best": [speed.value, speed.low, speed.high], "keeps": speed.high is None or speed.high >= 0.97}
+
+
+# ---------------------------------------------------------------- the roofline and the table
+
+
+def gemm_peaks(threads: int) -> dict[str, float]:
+    """The best of several products of two square matrices, in 1e9 operations (2 a multiply-add) per second."""
+    import torch
+
+    torch.set_num_threads(threads)
+    found = {}
+    for name, kind in (("fp32", torch.float32), ("bf16", torch.bfloat16), ("int8", torch.int8)):
+        one, other = (torch.randint(-9, 9, (GEMM, GEMM)).to(kind) for _ in range(2))
+        multiply = torch._int_mm if kind is torch.int8 else torch.mm
+        best = math.inf
+        for _ in range(8):
+            began = time.perf_counter()
+            multiply(one, other)
+            best = min(best, time.perf_counter() - began)
+        found[name] = 2e-9 * GEMM**3 / best
+    return found
+
+
+def summary(models: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """By lane: the geometric mean over models of the speed-up and of the share of the peak, each with its interval over models."""
+    from edgejoule.measure.stats import t_interval
+
+    lanes: dict[str, list[dict[str, Any]]] = {}
+    for model in models:
+        for row in model["rows"]:
+            lanes.setdefault(row["lane"], []).append(row)
+    found = []
+    for lane, rows in lanes.items():
+        row: dict[str, Any] = {"lane": lane, "models": len(rows), "least_agreement": min(one["agreement"] for one in rows)}
+        for key, values in (
+            ("speedup", [one["speedup"][0] for one in rows if one["speedup"]]),
+            ("share_of_peak", [one["share_of_peak"] for one in rows if one["share_of_peak"]]),
+        ):
+            logs = t_interval([math.log(value) for value in values]) if values else None
+            row[key] = None if logs is None else [math.exp(x) if x is not None else None for x in (logs.value, logs.low, logs.high)]
+        found.append(row)
+    return sorted(found, key=lambda row: -(row["speedup"] or [0])[0])
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """The two tables."""
+
+    def bounds(values: Any, digits: int = 2) -> str:
+        if not values:
+            return "–"
+        low, high = values[1:]
+        return f"{values[0]:.{digits}f}" + ("" if low is None else f" [{low:.{digits}f}, {high:.{digits}f}]")
+
+    peaks = ", ".join(f"{name} {value:.0f}" for name, value in result["peaks"].items())
+    lines = [f"GEMM peaks, 1e9 operations per second, {result['threads']} threads: {peaks}.", ""]
+    lines += ["| lane | models | speed-up over eager fp32 | share of its GEMM peak | least agreement |", "|---|---|---|---|---|"]
+    for row in result["summary"]:
+        share = bounds(row["share_of_peak"])
+        lines.append(f"| {row['lane']} | {row['models']} | {bounds(row['speedup'])} | {share} | {row['least_agreement']:.1%} |")
+    lines += ["", "| model | lane | ms | speed-up | of peak | agreement | error | doubts |", "|---|---|---|---|---|---|---|---|"]
+    for model in result["models"]:
+        for row in sorted(model["rows"], key=lambda row: row["latency_ms"]):
+            share = f"{row['share_of_peak']:.0%}" if row["share_of_peak"] else "–"
+            lines.append(
+                f"| {row['model']} | {row['lane']} | {row['latency_ms']:.2f} | {bounds(row['speedup'])} | {share} | {row['agreement']:.1%} "
+                f"| {row['median_rel']:.1e} | {', '.join(row['doubts'])} |"
+            )
+    for model in result["models"]:
+        lines += [f"\n{model['model']}: {lane} is not there: {why}" for lane, why in model["refused"].items()]
+        if model["pick"]:
+            lines.append(
+                f"\n{model['model']}: the pick is {bounds(model['pick']['speed_over_best'])} times as fast as {model['pick']['best']}"
+            )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", default=",".join(MODELS))
+    parser.add_argument("--backends", default="", help="spellings joined by ';'; all that work here by default")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--tune", action="store_true")
+    parser.add_argument("--out", default="")
+    parser.add_argument("--serve", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.serve:
+        serve(args.serve, args.threads)
+        return
+    from edgejoule import registry
+    from edgejoule.bench import Bench, cores
+    from edgejoule.tuning import usable
+
+    args.threads = cores(args.threads)
+    bench = Bench(notify=lambda event: print(f"  {event.stage}: {event.text}", file=sys.stderr))
+    backends = [registry.canonical(one) for one in args.backends.split(";")] if args.backends else list(usable())
+    if BASE not in backends:
+        backends.insert(0, BASE)
+    result: dict[str, Any] = {"threads": args.threads, "rounds": args.rounds, "peaks": gemm_peaks(args.threads), "models": []}
+    for name in args.models.split(","):
+        print(f"== {name}", file=sys.stderr)
+        result["models"].append(measure_model(name, backends, args, bench, result["peaks"]))
+        result["summary"] = summary(result["models"])
+        if args.out:  # after every model: a killed run keeps what it has
+            Path(args.out).write_text(json.dumps(result, indent=1))
+    print(markdown(result))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,49 @@
+"""int8 by torchao's PT2E for torch's compiler on x86: observers in the exported graph, calibration, and the graph with its scales.
+
+Weights are per-channel and symmetric, activations per-tensor and asymmetric, of linear layers and convolutions only: residual adds,
+LayerNorm, softmax, GELU and attention's products stay in float32. Ranges are the quantiser's histograms'. Knows no compiler.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import numpy as np
+
+from edgejoule.compile.cpu import flags
+from edgejoule.compile.reasons import reason
+from edgejoule.errors import BackendError
+from edgejoule.seams import CompileContext
+
+EXACT = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})  # 8-bit products summed in 32 bits at once; older ones saturate at 16
+
+
+def quantized_program(program: Any, context: CompileContext) -> Any:
+    """The ExportedProgram with int8 linear layers and convolutions, calibrated on all of ``context.calibration()``. Raises BackendError."""
+    import torch
+
+    from edgejoule.compile.export import export_program, quiet
+
+    images = context.calibration()  # (N, C, H, W)
+    narrow = not EXACT & (flags() or frozenset())
+    try:
+        with quiet(), torch.no_grad():
+            pt2e = importlib.import_module("torchao.quantization.pt2e.quantize_pt2e")
+            x86 = importlib.import_module("torchao.quantization.pt2e.quantizer.x86_inductor_quantizer")
+            quantizer = x86.X86InductorQuantizer()
+            quantizer.set_global(x86.get_default_x86_inductor_quantization_config(reduce_range=narrow))
+            observed = pt2e.prepare_pt2e(program.module(check_guards=False), quantizer)
+            for batch in _batches(images, context.shape[0]):
+                observed(torch.from_numpy(batch))
+            converted = pt2e.convert_pt2e(observed)
+    except Exception as error:
+        raise BackendError(f"torchao cannot quantise the network ({reason(error)}): use onnxruntime or openvino for int8") from error
+    context.note("int8", f"x86 PT2E, linear layers and convolutions, {len(images)} images{', 7-bit activations' if narrow else ''}")
+    return export_program(converted, context.shape, "the quantised network")
+
+
+def _batches(images: Any, batch: int) -> list[Any]:
+    """(N, C, H, W) in parts of (B, C, H, W), the last one filled up by repeating."""
+    whole = images[np.arange(-(-len(images) // batch) * batch) % len(images)]
+    return [np.ascontiguousarray(whole[i : i + batch]) for i in range(0, len(whole), batch)]

@@ -1,0 +1,139 @@
+"""Autotuning: only what passes the truth gate races, the winner keeps the budget, and what was found is found again."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgejoule import caveats, tuning, zoo
+from edgejoule.bench import Bench, Event
+from edgejoule.errors import BackendError
+from edgejoule.plain import encode
+from edgejoule.report.tuning import tuning_table
+from edgejoule.study_file import CompilePlan, MeasurePlan
+from edgejoule.tuning import Choice, tune, usable, varied
+
+SPEC = zoo.spec_of_timm("test_vit")
+BACKENDS = ("onnxruntime", "openvino", 'openvino(precision="bf16")')
+SECONDS = {"onnxruntime": 3.0, "openvino": 2.0, "openvino(precision='bf16')": 1.0}
+
+
+@pytest.fixture(scope="module")
+def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Compiled once for all tests."""
+    return tmp_path_factory.mktemp("artifacts")
+
+
+@pytest.fixture
+def cache(artifacts: Path) -> Path:
+    """Artifacts are kept from test to test, tunings are not."""
+    shutil.rmtree(artifacts / "tunings", ignore_errors=True)
+    return artifacts
+
+
+@pytest.fixture
+def timed(monkeypatch: pytest.MonkeyPatch) -> list[Choice]:
+    """Compiling is real, the timings are told: a thread less costs half, fusing nothing."""
+    seen: list[Choice] = []
+
+    def seconds(self: Any, choice: Choice, number: int) -> float:
+        seen.append(choice)
+        return SECONDS[choice.backend] * (1.5 if choice.threads == 1 else 1.0) * (1 + 0.001 * number)
+
+    monkeypatch.setattr("edgejoule.tuning._Tuner.seconds", seconds)
+    return seen
+
+
+def tuned(
+    cache: Path, plan: MeasurePlan | None = None, compiling: CompilePlan | None = None, events: list[Event] | None = None, **options: Any
+) -> Any:
+    bench = Bench(cache=cache, notify=(events if events is not None else []).append)
+    backends = options.pop("backends", BACKENDS)
+    return tune(SPEC, "random", plan or MeasurePlan(threads=2), compiling or CompilePlan(), bench, backends, **options)
+
+
+def test_the_fastest_that_passes_wins_and_is_found_again(timed: list[Choice], cache: Path) -> None:
+    found = tuned(cache)
+    assert found.winner.verdict == "won" and found.winner.choice == Choice("openvino(precision='bf16')", "", 2)
+    assert Path(found.winner.folder, "manifest.json").is_file() and found.winner.top1_agreement > 0.5
+    tried = {one.choice: one for one in found.tried}
+    assert Choice("onnxruntime", "", 2) in tried and Choice("openvino(precision='bf16')", "", 1) in tried
+    assert Choice("openvino(precision='bf16')", "fuse", 2) in tried
+    assert tried[Choice("openvino", "", 2)].ratio.value == pytest.approx(2.0, rel=0.01)
+    before = len(timed)
+    assert encode(tuned(cache)) == encode(found) and len(timed) == before, "nothing is raced twice"
+    assert tuned(cache, compiling=CompilePlan(max_drop_pct=2.0)).key != found.key
+    table = tuning_table(found.model, found.device, found.tried)
+    assert "won" in table and "openvino(precision='bf16'), 1 thread" in table
+    json.dumps(encode(found), allow_nan=False)
+
+
+def test_a_winner_whose_file_is_gone_is_raced_again(timed: list[Choice], cache: Path) -> None:
+    found = tuned(cache, backends=("onnxruntime",))
+    shutil.rmtree(found.winner.folder)
+    before = len(timed)
+    assert Path(tuned(cache, backends=("onnxruntime",)).winner.folder).is_dir() and len(timed) > before
+
+
+def test_what_fails_the_truth_gate_never_races(timed: list[Choice], cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from edgejoule import compiling
+
+    real = compiling.compile_model
+
+    def lying(spec: Any, backends: Any, *rest: Any, **options: Any) -> Any:
+        for made in real(spec, backends, *rest, **options):
+            lies = "bf16" in backends[0]
+            yield dataclasses.replace(made, caveats=(caveats.caveat("parity_low", "0.56"),)) if lies else made
+
+    monkeypatch.setattr(compiling, "compile_model", lying)
+    found = tuned(cache)
+    assert found.winner.choice.backend == "openvino" and not any("bf16" in one.backend for one in timed)
+    assert [one.verdict for one in found.tried if "bf16" in one.choice.backend] == ["not raced: parity low (0.56)"]
+
+
+def test_the_winner_keeps_the_budget(timed: list[Choice], cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgejoule.tuning._Tuner.drop_pct", lambda self, choice: 3.0 if "bf16" in choice.backend else 0.5)
+    found = tuned(cache)
+    assert found.winner.choice.backend == "openvino" and found.winner.drop_pct == 0.5
+    assert "over budget: 3.0 points lost" in {one.verdict for one in found.tried}
+    monkeypatch.setattr("edgejoule.tuning._Tuner.drop_pct", lambda self, choice: 3.0)
+    with pytest.raises(BackendError, match=r"budget of 0\.9 points"):
+        tuned(cache, compiling=CompilePlan(max_drop_pct=0.9))
+
+
+def test_nothing_that_runs_is_an_error_with_the_reasons(timed: list[Choice], cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from edgejoule.compile.onnxruntime import OnnxRuntime
+
+    monkeypatch.setattr(OnnxRuntime, "probe", lambda self: "it rains")
+    with pytest.raises(BackendError, match=r"nothing that was tried runs test_vit.*it rains"):
+        tuned(cache, backends=("onnxruntime",))
+
+
+def test_all_that_works_here_races() -> None:
+    found = usable()
+    assert {"eager(precision='fp32')", "onnxruntime(precision='fp32')", "openvino(precision='int8')"} <= set(found)
+    assert not [one for one in found if "cuda" in one or "tensorrt" in one] or __import__("torch").cuda.is_available()
+
+
+def test_one_thing_is_varied_at_a_time() -> None:
+    found = list(varied(Choice("eager", "", 4), 4))
+    assert Choice("eager", "", 1) in found and Choice("eager", "", 2) in found and Choice("eager", "fuse", 4) in found
+    assert Choice("eager(layout='channels_last')", "", 4) in found and Choice("eager", "", 4) not in found
+    assert [one.recipe for one in varied(Choice("onnxruntime", "fuse", 1), 1)] == []
+
+
+def test_a_real_race_of_real_workers(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuning, "COARSE", 1)
+    monkeypatch.setattr(tuning, "FINE", 2)
+    monkeypatch.setattr(
+        tuning,
+        "SHORT",
+        "quick(window_s=0.05, window_inferences=2, warmup_s=0.02, warmup_cap_s=0.05, idle_s=0.0, repeats_max=1, repeats_min=1)",
+    )
+    found = tuned(cache, plan=MeasurePlan(threads=1), backends=("onnxruntime",))
+    assert 0 < found.winner.latency_s < 5 and found.winner.rounds >= 1
