@@ -1,6 +1,9 @@
 # Two commands for everyone: make run, make test. For developers: make check (what CI runs), make test-all, make format.
 PYTHON ?= python3
 BIN := .venv/bin
+# Tests of one file stay in one process, because they share what they made.
+SPREAD ?= --numprocesses auto --maxprocesses 4 --dist loadfile
+export EDGEJOULE_ENVIRONMENTS ?= $(CURDIR)/.venv/environments
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .PHONY: help run test test-all check format lint types clean
@@ -28,20 +31,26 @@ help:
 	$(PIP) install --constraint constraints.txt --editable '.[host,test,dev]'
 	@touch $@
 
+# LiteRT, ExecuTorch, ncnn, MNN and Core ML each in an environment of their own: their tests are skipped where it is missing.
+.venv/environments/made: .venv/test src/edgejoule/environments.py
+	@echo "== making the environments of LiteRT, ExecuTorch, ncnn, MNN and Core ML (about 1.2 GB, a few minutes the first time)"
+	@$(BIN)/edgejoule doctor --install litert --install executorch --install ncnn --install mnn --install coreml
+	@touch $@
+
 run: .venv/host
 	@echo "== running the quickstart study; stop it with Ctrl-C, run it again to resume"
 	@$(BIN)/edgejoule run quickstart
 
 test: .venv/test
 	@echo "== running the tests (browser tests are skipped where Chromium is missing)"
-	@$(BIN)/python -m pytest -m "not study" -rs
+	@$(BIN)/python -m pytest -m "not study" -rs $(SPREAD)
 	@echo "== all green. Next: make run, or edgejoule --help (in .venv/bin)"
 
-test-all: .venv/test
+test-all: .venv/test .venv/environments/made
 	@echo "== running all tests, the long studies too"
-	@$(BIN)/python -m pytest -rs
+	@$(BIN)/python -m pytest -rs $(SPREAD)
 
-check: .venv/test
+check: .venv/test .venv/environments/made
 	@echo "== format, lint, types"
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .

@@ -39,6 +39,7 @@ WAYS = (*(("eager", word) for word in ("fp32", "tf32", "fp16", "bf16")), ("induc
 MODELS = "deit_tiny_patch16_224,vit_small_patch16_224,levit_conv_192,efficientvit_b1,swin_tiny_patch4_window7_224,mobilenetv3_large_100"
 PLAIN = {"plain_vit_tiny": (192, 3), "plain_vit_small": (384, 6)}  # width, heads; DeiT's sizes, 12 blocks
 SIDE, TIMED = 224, 10
+STILL_S = 5.0  # a counter that has not moved for so long under load does not count
 ROOT = Path(__file__).parent.parent
 
 
@@ -162,13 +163,16 @@ def timed(runs: dict[tuple[str, str], GpuRun], images: Any, rounds: int) -> dict
 
 
 def counter() -> Callable[[], float] | None:
-    """Joules since whenever, by NVML; None where there is no library or no counter (Volta and newer have one)."""
+    """Joules since whenever of the GPU that torch computes on, by NVML; None where there is no library or no counter (Volta and newer)."""
+    import torch
+
     try:
         nvml = ctypes.CDLL("libnvidia-ml.so.1")
     except OSError:
         return None
     board, joules = ctypes.c_void_p(), ctypes.c_ulonglong()
-    if nvml.nvmlInit_v2() or nvml.nvmlDeviceGetHandleByIndex_v2(0, ctypes.byref(board)):
+    uuid = f"GPU-{torch.cuda.get_device_properties(torch.cuda.current_device()).uuid}"  # NVML does not know CUDA_VISIBLE_DEVICES
+    if nvml.nvmlInit_v2() or nvml.nvmlDeviceGetHandleByUUID(uuid.encode(), ctypes.byref(board)):
         return None
     if nvml.nvmlDeviceGetTotalEnergyConsumption(board, ctypes.byref(joules)):
         return None
@@ -180,11 +184,13 @@ def counter() -> Callable[[], float] | None:
     return read
 
 
-def energy(run: GpuRun, images: Any, read: Callable[[], float], seconds: float) -> float:
-    """Joules of one image, over whole updates of the counter (about every 100 ms)."""
-    before = read()
+def energy(run: GpuRun, images: Any, read: Callable[[], float], seconds: float) -> float | None:
+    """Joules of one image, over whole updates of the counter (about every 100 ms); None where it does not move."""
+    before, patience = read(), time.perf_counter() + STILL_S
     while (start := read()) == before:
         run.run(images)
+        if time.perf_counter() > patience:
+            return None
     n, until = 0, time.perf_counter() + seconds
     while time.perf_counter() < until or read() == start:
         run.run(images)
@@ -265,26 +271,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     names = (options.models or (MODELS if has_timm() else ",".join(PLAIN))).split(",")
     read, until = counter(), time.monotonic() + 60 * options.minutes
-    rows: list[Row] = []
-    for name in names:
-        if time.monotonic() > until:
-            rows.append(Row(name, "", "", failure="the minutes were over"))
-            continue
-        rows += rows_of(name, options, read)
-        print(f"{name}: measured", flush=True)
     facts = {
         "date": time.strftime("%Y-%m-%d"),
         "gpu": torch.cuda.get_device_name(),
         "how": f"torch {torch.__version__}, batch 1, {options.rounds} rounds of {TIMED}, {options.layout}, CUDA graphs, random live weights"
         + ("." if read is not None else "; NVML gives no energy here."),
     }
-    options.out.mkdir(parents=True, exist_ok=True)
-    stem = options.out / f"gpu_latency_{facts['date']}"
+    rows: list[Row] = []
+    for name in names:
+        if time.monotonic() > until:
+            rows.append(Row(name, "", "", failure="the minutes were over"))
+        else:
+            try:
+                rows += rows_of(name, options, read)
+            except Exception as error:  # a GPU that runs out of memory in the middle: the others' figures stay
+                rows.append(Row(name, "", "", failure=reason(error)))
+            print(f"{name}: done", flush=True)
+        page = keep(options.out, facts, rows)
+    print(page)
+    return 0
+
+
+def keep(folder: Path, facts: dict[str, str], rows: Sequence[Row]) -> str:
+    """Writes both files, after each network anew, so that a run that is cut off leaves what it measured; the page."""
+    folder.mkdir(parents=True, exist_ok=True)
+    stem = folder / f"gpu_latency_{facts['date']}"
     stem.with_suffix(".json").write_text(json.dumps({**facts, "rows": [asdict(row) for row in rows]}, indent=1) + "\n")
     page = markdown(facts, rows)
     stem.with_suffix(".md").write_text(page)
-    print(page)
-    return 0
+    return page
 
 
 def has_timm() -> bool:

@@ -299,3 +299,37 @@ def test_measurements_and_the_outcome_hold_it_all(store: Path) -> None:
         assert part in page, part
     shown = text.rankings(outcome.rankings)
     assert "measured, 2 seeds" in shown and "75.0 % [70.5, 79.0] measured" in shown and "79.86 % published" in shown
+
+
+# ---------------------------------------------------------------- the budget of accuracy
+
+
+@pytest.mark.parametrize(
+    ("drop", "notes", "lost"),
+    [
+        (Interval(0.05, 0.03, 0.07, 400), {}, True),
+        (Interval(0.05, 0.005, 0.09, 400), {}, False),  # it may as well be half a point
+        (Interval(0.05, 0.03, 0.07, 400), {"budget_pct": "4"}, False),
+        (Interval(0.002, 0.001, 0.003, 40000), {"budget_pct": "0"}, True),
+        (None, {}, False),
+    ],
+)
+def test_what_loses_more_than_its_budget_is_condemned_where_the_images_prove_it(drop: Any, notes: Any, lost: bool) -> None:
+    one = training(0, 0.95)
+    made = replace(compiled(one), notes=notes)
+    found = doubts_of(made, [one], [replace(evaluated(360), artifact_sha256=made.sha256, drop=drop)])
+    assert ("accuracy_lost" in {doubt.code for doubt in found}) is lost
+
+
+@pytest.mark.parametrize(("hits", "condemned"), [(300, True), (372, False)])
+def test_a_drop_is_seen_beside_the_training_where_the_float_network_did_not_run(hits: int, condemned: bool) -> None:
+    one = training(0, 0.95)  # at least 0.93
+    found = doubts_of(compiled(one), [one], [replace(evaluated(hits), artifact_sha256=compiled(one).sha256, drop=None)])
+    assert ("accuracy_lost" in {doubt.code for doubt in found}) is condemned
+
+
+def test_a_later_evaluation_without_the_float_network_hides_no_drop() -> None:
+    made = compiled()
+    beside = replace(evaluated(300), artifact_sha256=made.sha256, drop=Interval(0.2, 0.15, 0.25, TESTED))
+    alone = replace(evaluated(300), artifact_sha256=made.sha256, drop=None, evaluated_at=beside.evaluated_at + 1)
+    assert "accuracy_lost" in {doubt.code for doubt in doubts_of(made, [], [beside, alone])}

@@ -17,12 +17,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgejoule import errors
+from edgejoule import errors, stages
+from edgejoule.bench import Bench
 from edgejoule.errors import AgentError, ArtifactError, BackendError, DataError, EdgejouleError, MeterError, SpecError, TransportError
 from edgejoule.fleet import dispatch
 from edgejoule.fleet.agent import thread_limits
 from edgejoule.fleet.dispatch import rebuild, run_job
 from edgejoule.fleet.local import Local
+from edgejoule.measure.environment import environment
 from edgejoule.measure.protocols import profile
 from edgejoule.measure.summary import summarise
 from edgejoule.plain import encode
@@ -67,6 +69,23 @@ def test_a_trial_of_a_real_runtime_from_end_to_end(tmp_path: Path) -> None:
     assert {"onnxruntime", "numpy"} <= packages and not packages & {"torch", "scipy", "sqlalchemy", "onnx", "PIL", "timm"}
     found = summarise([trial], artifact)
     assert found.energy_j and found.energy_j.value > 0 and found.latency_s.value == pytest.approx(np.median(trial.latencies_s))
+
+
+def test_a_trial_of_another_environment_has_the_fingerprint_of_this_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else what runs in a backend's own environment, which holds another package, would stand in a ranking of its own."""
+    artifact = onnx_artifact(tmp_path / "artifact")
+    write_images(tmp_path / "images.npy")
+    (tmp_path / "site" / "openvino-1.dist-info").mkdir(parents=True)
+    (tmp_path / "site" / "openvino-1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: openvino\nVersion: 1\n")
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nPYTHONPATH={tmp_path / "site"} exec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    monkeypatch.setattr(dispatch, "worker_argv", lambda artifact, transport: [str(python), "-m", dispatch.AGENT])
+    entrant = stages.Entrant(dataclasses.replace(artifact, folder=str(tmp_path / "artifact")), tmp_path / "images.npy", Workload(), "none")
+    trial = stages.run_trial(entrant, "key", BRIEF, 1, 0, Bench(cache=tmp_path))
+    here = environment(1)
+    assert trial.environment.versions["openvino"] == "1" != here.versions.get("openvino")
+    assert trial.environment.fingerprint == here.fingerprint
 
 
 @pytest.mark.parametrize("batch", [1, 4])

@@ -16,7 +16,7 @@ import pytest
 
 from edgejoule import environments, registry
 from edgejoule.compile import coreml_worker
-from edgejoule.compile.coreml import MODEL, PACKAGE, CoreMl, _check, placement_of
+from edgejoule.compile.coreml import MODEL, NAMED, PACKAGE, CoreMl, _check, placement_of
 from edgejoule.compile.export import TorchExport
 from edgejoule.errors import ArtifactError, BackendError, SpecError
 from edgejoule.seams import CompileContext
@@ -224,3 +224,11 @@ def test_placement_is_where_most_operators_go_and_what_the_others_run() -> None:
     found = placement_of(usages, {"fp16": 5})
     assert (found.nodes, found.delegated, dict(found.fallbacks), found.precisions) == (7, 5, {"cast": 2}, {"fp16": 5})
     assert placement_of([], {}).nodes == 0
+
+
+def test_a_program_that_stays_on_the_cpu_did_not_go_to_the_unit_that_was_named() -> None:
+    usages = [("ios17.linear", "MLCPUComputeDevice")] * 5
+    assert placement_of(usages, {}).delegated == placement_of(usages, {}, "cpu").delegated == 5
+    found = placement_of(usages, {}, "neural engine")
+    assert (found.nodes, found.delegated, dict(found.fallbacks)) == (5, 0, {"linear": 5})
+    assert {CoreMl(units=units).device for units in NAMED if NAMED[units] != "cpu"} == {"apple"}, "else the gate would not look"

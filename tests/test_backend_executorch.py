@@ -229,7 +229,9 @@ def compiled(export: TorchExport, tmp_path_factory: pytest.TempPathFactory) -> P
     backends = {"fp32": ExecuTorch(), "int8": ExecuTorch(precision="int8"), "portable": ExecuTorch(partitioner="none")}
     for name, backend in backends.items():
         (folder / name).mkdir()
-        path = backend.compile(export, CompileContext(SHAPE, folder / name, lambda: None))
+        notes: dict[str, str] = {}
+        path = backend.compile(export, CompileContext(SHAPE, folder / name, lambda: None, note=notes.__setitem__))
+        assert (name == "int8") == notes.get("held-out search", "").startswith("none: ")
         assert path == folder / name / executorch.FILE
         assert {file.name for file in path.parent.iterdir()} == {executorch.FILE, executorch.PLAN}
     return folder

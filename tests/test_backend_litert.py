@@ -129,6 +129,8 @@ def test_what_was_chosen_is_noted(compiled: Any) -> None:
     notes = {spelling: Path(f"{compiled(spelling)}.notes").read_text() for spelling in ("litert", INT8, STATIC)}
     assert notes["litert"] == "{}"
     assert "row by row at run time" in notes[INT8] and "asymmetric by calibration" in notes[STATIC]
+    assert "'held-out search': 'none: ranges are taken at run time" in notes[INT8], "nothing searched, and the budget not judged"
+    assert "'held-out search': 'none: ranges are the quantiser" in notes[STATIC] or '"none: ranges are the quantiser' in notes[STATIC]
 
 
 @there

@@ -46,6 +46,8 @@ def test_an_absent_environment_says_how_to_get_it(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("EDGEJOULE_ENVIRONMENTS", str(tmp_path))
     with pytest.raises(BackendError, match="doctor --install mnn"):
         registry.create("backend", "mnn").compile(None, CompileContext(SHAPE, tmp_path, lambda: None))
+    with pytest.raises(BackendError, match="edgejoule doctor --install mnn"):  # an artifact of an environment that is gone
+        mnn_module.import_mnn()
 
 
 def test_streams_are_refused() -> None:
@@ -115,6 +117,21 @@ def test_a_batch_is_the_networks_and_the_precision_is_found_out(precision: str, 
             session.infer(wrong)
 
 
+@pytest.mark.parametrize(
+    ("pointwise", "spatial", "asked", "said"),
+    [
+        (1e-7, 1e-7, "fp32", "fp32"),
+        (1e-7, 1e-3, "fp32", "reduced"),
+        (1e-3, 1e-3, "fp32", "reduced"),
+        (1e-3, 1e-3, "int8", "int8"),
+        (1e-7, 1e-3, "int8", "fp32"),
+        (1e-7, 1e-7, "fp16", "fp32"),
+    ],
+)
+def test_the_precision_is_the_proofs_not_what_was_asked_for(pointwise: float, spatial: float, asked: str, said: str) -> None:
+    assert leaf._precision({"pointwise": pointwise, "spatial": spatial}, asked) == said
+
+
 @needs_mnn
 def test_a_proof_that_is_not_linear_is_not_float32(made: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     forward = mnn_module.forward
@@ -124,8 +141,8 @@ def test_a_proof_that_is_not_linear_is_not_float32(made: Any, monkeypatch: pytes
         return forward(mnn, module, np.round(images / step).astype(np.float32) * step)
 
     monkeypatch.setattr(mnn_module, "forward", coarse)
-    session = registry.create("backend", spelling("int8")).load(in_folder(made("int8")[1]), threads=1)
-    assert session.info().precision == "int8"
+    for asked, said in (("int8", "int8"), ("fp32", "reduced")):
+        assert registry.create("backend", spelling(asked)).load(in_folder(made(asked)[1]), threads=1).info().precision == said
 
 
 @needs_mnn

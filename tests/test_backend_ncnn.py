@@ -182,6 +182,8 @@ def test_an_absent_environment_says_how_to_get_it(monkeypatch: pytest.MonkeyPatc
     assert "edgejoule doctor --install ncnn" in registry.create("backend", "ncnn").probe()
     with pytest.raises(BackendError, match="doctor --install ncnn"):
         registry.create("backend", "ncnn").compile(None, CompileContext(SHAPE, tmp_path, lambda: None))
+    with pytest.raises(BackendError, match="edgejoule doctor --install ncnn"):  # an artifact of an environment that is gone
+        leaf._import_ncnn()
 
 
 def test_half_precision_is_refused_where_ncnn_has_none(monkeypatch: pytest.MonkeyPatch) -> None:

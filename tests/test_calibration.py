@@ -38,6 +38,32 @@ def test_photographs_are_cut_into_two_parts_that_are_not_the_tested_ones() -> No
     assert len(set(every)) == len(every)
 
 
+def test_a_sorted_folder_is_held_out_evenly_and_compared_only_on_what_is_held_out(tmp_path: Path) -> None:
+    from PIL import Image
+
+    for shade in range(30):  # as a folder sorted by class is: all that is alike stands together
+        Image.new("RGB", (64, 64), (8 * shade,) * 3).save(tmp_path / f"{shade:02}.png")
+    made = calibration.material(small(DEIT), f"folder(path={str(tmp_path)!r})", 1.0)
+    shades = [sorted(int(one[0, 0, 0]) // 8 for one in crops) for crops in (made.calibration(), made.held()[0])]
+    assert shades[1] == list(range(1, 30, 3)) and sorted(shades[0] + shades[1]) == list(range(30))
+    assert made.compared, "the tested images may be those of the same folder"
+    assert not calibration.material(small(DEIT), "auto", 1.0).compared
+
+
+def test_two_images_are_enough_to_calibrate_on_one_and_hold_one() -> None:
+    made = calibration.material(small(DEIT), "photos(n=2)", 1.0)
+    assert len(made.calibration()) == len(made.held()[0]) == 1
+
+
+def test_the_first_held_images_are_of_many_classes(tmp_path: Path) -> None:
+    spelling = f"imagefolder(path={write_imagefolder(tmp_path, each=60)!r})"
+    from edgejoule.training import open_data
+
+    spec = dataclasses.replace(small(DEIT), num_classes=len(open_data(spelling).classes))  # type: ignore[type-var]
+    _, labels = calibration.material(spec, spelling, 1.0).held()
+    assert labels is not None and set(labels[: len(labels) // 3]) == set(labels), "a set that is sorted by class is not taken as it lies"
+
+
 def test_labelled_data_calibrates_on_train_and_is_judged_on_validation() -> None:
     from edgejoule.datasets.digits import Digits
 
@@ -89,3 +115,18 @@ def test_a_folder_of_labelled_images_serves(tmp_path: Path) -> None:
     spec = dataclasses.replace(small(DEIT), num_classes=len(open_data(spelling).classes))  # type: ignore[type-var]
     made = calibration.material(spec, spelling, 1.0)
     assert len(made.calibration()) and len(made.held()[1])
+
+
+@pytest.mark.parametrize(("tested", "held_instead"), [("photos(n=8)", False), ("photos(n=8, seed=1)", True)])
+def test_a_file_is_never_compared_on_what_it_was_calibrated_on(tested: str, held_instead: bool, tmp_path: Path) -> None:
+    from types import SimpleNamespace
+    from typing import Any
+
+    from edgejoule.compile.build import _images
+
+    spec = small(DEIT)
+    made, (crops, _) = calibration.material(spec, "auto", 1.0), data.write_crops(tested, spec.preprocessing, tmp_path)
+    order: Any = SimpleNamespace(material=made, crops=crops, variant=SimpleNamespace(spec=spec))
+    compared, _ = _images(order)
+    assert not {one.tobytes() for one in compared} & {one.tobytes() for one in made.calibration()}
+    assert (len(compared) == len(made.held()[0])) is held_instead

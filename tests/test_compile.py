@@ -310,6 +310,18 @@ def test_a_backend_that_is_not_there(crops: Path, tmp_path: Path, monkeypatch: p
         make(crops, tmp_path / "cache")
 
 
+def test_what_was_never_run_is_judged_once_its_runtime_is_here(crops: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = tmp_path / "cache"
+    monkeypatch.setattr(Matmul, "runs_here", lambda self: "it runs on a Mac only: go there", raising=False)
+    written = make(crops, cache, outputs=lambda *_: pytest.fail("it was run"))
+    assert [doubt.code for doubt in written.caveats] == ["weights_random", "not_run"] and written.parity is None
+    assert make(crops, cache, Untouchable()).build_key == written.build_key
+    monkeypatch.setattr(Matmul, "runs_here", lambda self: None)
+    judged = make(crops, cache)
+    assert judged.parity is not None and "not_run" not in {doubt.code for doubt in judged.caveats}
+    assert judged.sha256 == written.sha256
+
+
 def test_a_backend_that_breaks_its_word(crops: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Matmul, "compile", lambda self, export, context: 1 / 0)
     with pytest.raises(BackendError, match=r"matmul failed to compile linear \(division by zero\)"):

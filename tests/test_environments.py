@@ -147,6 +147,17 @@ def test_one_that_was_not_finished_is_not_used(content: str, tiny: Path) -> None
     assert environments.python_of("tiny") is None and "was not finished or is damaged" in str(environments.missing("tiny"))
 
 
+def test_one_whose_packages_are_gone_is_not_used_and_is_made_again(wheels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    offline(monkeypatch, wheels, tmp_path)
+    installing.install("tiny", lambda line: None)
+    assert environments.missing("tiny") is None
+    for left in environments.packages_of(tmp_path / "tiny").glob("tinybackend*"):
+        left.rename(tmp_path / left.name)
+    assert environments.python_of("tiny") is None
+    assert "is damaged (tinybackend cannot be found in it): edgejoule doctor --install tiny" in str(environments.missing("tiny"))
+    assert installing.install("tiny", lambda line: None) == environments.python_of("tiny") is not None
+
+
 def test_one_that_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EDGEJOULE_ENVIRONMENTS", str(tmp_path))
     for row in environments.survey():

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -42,6 +42,59 @@ def test_the_page_shows_every_way_and_why_one_failed(script: ModuleType) -> None
     assert "| m | eager | fp32 | 4.000 [3.900, 4.100] | 3.000 | 1.00 | 200.0 | 0.0e+00 |" in page
     assert "| m | inductor | fp16 | 2.000 [1.900, 2.100] | 1.000 | 2.00 | – | 1.0e-03 |" in page
     assert "failed: no instructions" in page
+
+
+class Nvml:
+    """NVML of a machine with two GPUs, of which CUDA sees the second."""
+
+    asked: list[bytes] = []  # noqa: RUF012
+
+    def nvmlInit_v2(self) -> int:  # noqa: N802
+        return 0
+
+    def nvmlDeviceGetHandleByUUID(self, uuid: bytes, board: Any) -> int:  # noqa: N802
+        self.asked.append(uuid)
+        return 0 if uuid == b"GPU-second" else 1
+
+    def nvmlDeviceGetTotalEnergyConsumption(self, board: Any, joules: Any) -> int:  # noqa: N802
+        joules._obj.value = 7000
+        return 0
+
+
+def test_the_counter_is_that_of_the_gpu_that_computes(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    monkeypatch.setattr(script.ctypes, "CDLL", lambda name: Nvml())
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    for uuid, joules in (("second", 7.0), ("of-a-slice", None)):
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device, uuid=uuid: SimpleNamespace(uuid=uuid))
+        read = script.counter()
+        assert (read and read()) == joules
+    assert Nvml.asked == [b"GPU-second", b"GPU-of-a-slice"]
+
+
+def test_a_counter_that_does_not_move_is_none(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(script, "STILL_S", 0.05)
+    assert script.energy(OnProcessor(lambda images: images, (), True), None, lambda: 1.0, 0.1) is None
+
+
+def test_a_network_that_fails_in_the_middle_leaves_the_others_figures(
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import torch
+
+    def rows_of(name: str, options: Any, read: Any) -> list[Any]:
+        if name == "large":
+            assert json.loads(next(tmp_path.glob("*.json")).read_text())["rows"], "kept before the next is begun"
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return [script.Row(name, "eager", "fp32", 1.0, 1.0, 1.0, 1.0)]
+
+    for name, value in (("rows_of", rows_of), ("lacking", lambda *_: None), ("counter", lambda: None)):
+        monkeypatch.setattr(script, name, value)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "no GPU")
+    assert script.main(["--models", "small,large,last", "--out", str(tmp_path)]) == 0
+    rows = json.loads(next(tmp_path.glob("*.json")).read_text())["rows"]
+    assert [(row["model"], bool(row["failure"])) for row in rows] == [("small", False), ("large", True), ("last", False)]
 
 
 def test_without_a_gpu_it_says_so_in_one_sentence(tmp_path: Path) -> None:

@@ -361,3 +361,13 @@ def test_constants_that_exporters_share_are_given_to_each_reader(tmp_path: Path)
     again = clean(shared, folder)
     norm = next(node for node in again.model.graph.node if node.op_type == "LayerNormalization")
     assert norm.input[1] != norm.input[2] and isinstance(again, Graph)
+
+
+def test_candidates_are_judged_by_the_arithmetic_that_they_will_run_in() -> None:
+    import onnxruntime
+
+    from edgejoule.compile.onnxruntime_sessions import INT8_CONFIG
+    from edgejoule.compile.quantize.observe import session_options
+
+    judged = session_options(onnxruntime)
+    assert INT8_CONFIG and all(judged.get_session_config_entry(key) == value for key, value in INT8_CONFIG.items())

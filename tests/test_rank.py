@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edgejoule.caveats import UNRANKED, caveat
 from edgejoule.errors import RankError
 from edgejoule.rank.agreement import agreements, kendall_tau_b, sensitivity
 from edgejoule.rank.groups import entries_from_measurements, unranked
@@ -328,6 +329,16 @@ def test_two_artifacts_of_one_spelling_are_told_apart() -> None:
     first = measurement("a")
     (entries,) = entries_from_measurements([first, replace(first, artifact_sha256="f" * 64), first]).values()
     assert len({one.model for one in entries}) == 3
+
+
+@pytest.mark.parametrize("code", sorted(UNRANKED))
+def test_an_artifact_that_fails_the_truth_gate_is_shown_and_not_ranked(code: str) -> None:
+    liar = replace(measurement("fast"), caveats=(caveat("quick_profile", "3 repeats"), caveat(code, "0.56 instead of 0.03")))
+    honest = measurement("slow")
+    (entries,) = entries_from_measurements([liar, honest]).values()
+    assert [entry.name for entry in entries] == ["slow"]
+    (shown,) = unranked([liar, honest])
+    assert shown.variant == "fast" and shown.stage == "truth" and "0.56 instead of 0.03" in shown.reason and "quick" not in shown.reason
 
 
 def test_a_baseline_missing_from_one_group_is_no_error() -> None:

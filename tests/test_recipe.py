@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from edgejoule import compiling, registry, zoo
+from edgejoule import compiling, registry, stages, zoo
 from edgejoule.bench import Bench
 from edgejoule.compile.build import build_key
 from edgejoule.errors import ModelError, SpecError, StudyError, UnknownNameError

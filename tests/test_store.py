@@ -274,3 +274,25 @@ def test_postgresql_holds_the_same(postgres_url: str) -> None:
 def test_a_database_that_does_not_answer_is_one_sentence() -> None:
     with pytest.raises(StoreError, match="is the database there"):
         Store.open("postgresql+psycopg://nobody@127.0.0.1:1/none")
+
+
+def test_the_same_files_are_one_artifact_as_judged_last(tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    from edgejoule.caveats import caveat
+    from tests.samples import artifact
+
+    judged = replace(artifact(), notes={"budget_pct": "50"}, caveats=(caveat("parity_low", "0.6"),))
+    written = replace(judged, parity=None, caveats=(caveat("not_run", "no Mac"),))
+    again = replace(judged, notes={"budget_pct": "1"}, caveats=())
+    with Store.open(tmp_path / "results.sqlite") as store:
+        for one, budget, codes in (
+            (written, "50", ["not_run"]),
+            (judged, "50", ["parity_low"]),
+            (again, "1", []),
+            (written, "1", []),  # what was only written again is still what it was judged to be
+        ):
+            store.add_artifact(one)
+            (kept,) = store.artifacts().values()
+            assert kept.notes["budget_pct"] == budget and [doubt.code for doubt in kept.caveats] == codes
+            assert kept.folder == "" and kept.variant == judged.variant

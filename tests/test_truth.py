@@ -8,10 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgejoule.caveats import TABLE, UNRANKED
+from edgejoule.caveats import TABLE, UNRANKED, caveat
+from edgejoule.compile.handover import readme
 from edgejoule.compile.truth import gate, verify_parity
 from edgejoule.records import Placement, SessionInfo
+from edgejoule.seams import Handover
 from tests.networks import variant
+from tests.samples import artifact
 
 RANDOM = np.random.default_rng(0)
 REFERENCE = RANDOM.normal(size=(64, 10))
@@ -90,3 +93,11 @@ def test_placement_in_words() -> None:
 
 def test_whatever_is_not_ranked_is_a_rejection() -> None:
     assert all(TABLE[code][0] == "reject" for code in UNRANKED)
+
+
+def test_the_readme_of_a_file_that_fails_says_so() -> None:
+    sound, how = artifact("deit_tiny"), Handover("pip install it", "def run(images): ...")
+    liar = dataclasses.replace(sound, caveats=(caveat("weights_random", "seed 0"), caveat("parity_low", "relative error 5.6e-01")))
+    assert "Not to be ranked" not in readme(sound, how)
+    said = readme(liar, how)
+    assert "Not to be ranked" in said and "parity low: relative error 5.6e-01" in said and "seed 0" not in said

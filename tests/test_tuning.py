@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from edgejoule import caveats, tuning, zoo
+from edgejoule import caveats, data, manifest, tuning, zoo
 from edgejoule.bench import Bench, Event
-from edgejoule.errors import BackendError
+from edgejoule.errors import BackendError, DataError
+from edgejoule.measure.race import Lane
 from edgejoule.plain import encode
 from edgejoule.report.tuning import tuning_table
 from edgejoule.study_file import CompilePlan, MeasurePlan
@@ -80,6 +81,59 @@ def test_a_winner_whose_file_is_gone_is_raced_again(timed: list[Choice], cache: 
     assert Path(tuned(cache, backends=("onnxruntime",)).winner.folder).is_dir() and len(timed) > before
 
 
+def test_a_winner_whose_file_is_damaged_is_raced_again(timed: list[Choice], cache: Path) -> None:
+    found = tuned(cache, backends=("onnxruntime",))
+    with (Path(found.winner.folder) / "model.onnx").open("ab") as file:
+        file.write(b"x")
+    before = len(timed)
+    again = tuned(cache, backends=("onnxruntime",))
+    assert len(timed) > before
+    manifest.read(Path(again.winner.folder))
+    (place,) = (cache / "tunings").glob("*.json")
+    place.write_text(json.dumps(encode(dataclasses.replace(again, tried=()))))
+    assert tuned(cache, backends=("onnxruntime",)).winner.verdict == "won", "a tuning that holds nothing is none"
+
+
+def test_what_it_was_judged_by_is_part_of_its_key(
+    timed: list[Choice], cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for seed, photo in enumerate(data.source("photos(n=3)").images()):
+        photo.save(tmp_path / f"{seed}.png")
+    compiling, backends = CompilePlan(calibration=f"folder(path={str(tmp_path)!r})"), ("onnxruntime",)
+    first = tuned(cache, compiling=compiling, backends=backends).key
+    assert tuned(cache, compiling=compiling, backends=backends).key == first
+    (tmp_path / "0.png").unlink()
+    changed = tuned(cache, compiling=compiling, backends=backends).key
+    assert changed != first, "the folder holds other images now"
+    monkeypatch.setattr("edgejoule.compile.build.BUILD_VERSION", 10**6)
+    assert tuned(cache, compiling=compiling, backends=backends).key not in (first, changed), "the gate may have changed"
+
+
+def test_labels_of_another_network_are_told_before_the_race(timed: list[Choice], cache: Path) -> None:
+    with pytest.raises(DataError, match="tells 1000 classes apart"):
+        tuned(cache, compiling=CompilePlan(calibration="digits"), backends=("onnxruntime",))
+    assert not timed
+
+
+def test_times_of_the_two_races_are_never_compared() -> None:
+    def lane(name: str, seconds: float, left: str = "") -> Lane[Choice]:
+        return Lane(Choice(name, "", 1), (seconds,) * 3, left)
+
+    coarse = (lane("a", 1.0), lane("b", 1.2), lane("c", 1.5))  # the machine was twice as fast then
+    fine = (lane("a", 2.0), lane("b", 2.4), lane("broken", 0.1, "failed: it rains"), lane("late", 2.1, "dropped after 1 round"))
+    order = [one.candidate.backend for one in tuning._fastest_first(fine, coarse)]
+    assert order == ["a", "b", "c", "late"]
+
+
+def test_why_all_failed_in_the_race_is_told(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def seconds(self: Any, choice: Choice, number: int) -> float:
+        raise BackendError("the device is gone")
+
+    monkeypatch.setattr("edgejoule.tuning._Tuner.seconds", seconds)
+    with pytest.raises(BackendError, match=r"nothing that was tried runs test_vit.*the device is gone"):
+        tuned(cache, backends=("onnxruntime",))
+
+
 def test_what_fails_the_truth_gate_never_races(timed: list[Choice], cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from edgejoule import compiling
 
@@ -106,12 +160,12 @@ def test_the_winner_keeps_the_budget(timed: list[Choice], cache: Path, monkeypat
         tuned(cache, compiling=CompilePlan(max_drop_pct=0.9))
 
 
-def test_nothing_that_runs_is_an_error_with_the_reasons(timed: list[Choice], cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_that_runs_is_an_error_with_the_reasons(timed: list[Choice], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from edgejoule.compile.onnxruntime import OnnxRuntime
 
     monkeypatch.setattr(OnnxRuntime, "probe", lambda self: "it rains")
     with pytest.raises(BackendError, match=r"nothing that was tried runs test_vit.*it rains"):
-        tuned(cache, backends=("onnxruntime",))
+        tuned(tmp_path, backends=("onnxruntime",))
 
 
 def test_all_that_works_here_races() -> None:

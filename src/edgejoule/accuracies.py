@@ -52,21 +52,32 @@ def doubts_of(artifact: Artifact, trainings: Iterable[Training], evaluations: It
     own = training_of(artifact, trainings)
     evaluated = evaluation_of(artifact, evaluations, own)
     if evaluated is not None:
-        return (*evaluated.caveats, *_lost_too_much(artifact, evaluated))
+        return (*evaluated.caveats, *_lost_too_much(artifact, evaluated, own))
     if own is None or own.accuracy is None:
         published = artifact.variant.weights == "file" and published_accuracy(artifact.variant.spec) is not None
         return (caveat("weights_of_file", f"{artifact.variant.label} was made from a file"),) if published else ()
     return (caveat("accuracy_of_training", f"{100 * own.accuracy.value:.2f} % on {own.accuracy.dataset}, {own.recipe}, seed {own.seed}"),)
 
 
-def _lost_too_much(artifact: Artifact, evaluated: Evaluation) -> tuple[Caveat, ...]:
+def _lost_too_much(artifact: Artifact, evaluated: Evaluation, own: Training | None) -> tuple[Caveat, ...]:
     """Where even the least drop that the labelled images allow is beyond the budget that the artifact was compiled with."""
-    drop, budget = evaluated.drop, float(artifact.notes.get("budget_pct", BUDGET_PCT))
+    drop, budget = evaluated.drop or _unpaired(evaluated, own), float(artifact.notes.get("budget_pct", BUDGET_PCT))
     if drop is None or drop.low is None or 100 * drop.low <= budget:
         return ()
     fell = f"top-1 fell by {100 * drop.value:.1f} points, at least {100 * drop.low:.1f}"
     seen = f"{fell}, on {evaluated.scores.n} images; the budget is {budget:g}"
     return (caveat("accuracy_lost", seen),)
+
+
+def _unpaired(evaluated: Evaluation, own: Training | None) -> Interval | None:
+    """The drop from what the training scored on as many of the same images, where the float32 network did not run beside the artifact.
+
+    From end to end of the two intervals: wider than a paired one, so that it condemns less.
+    """
+    top1, trained = evaluated.scores.top1, own.accuracy if own is not None else None
+    if trained is None or trained.n != evaluated.scores.n or trained.low is None or top1.high is None:
+        return None
+    return Interval(trained.value - top1.value, trained.low - top1.high, None, evaluated.scores.n)
 
 
 def published_accuracy(spec: ModelSpec) -> Accuracy | None:
@@ -83,7 +94,8 @@ def training_of(artifact: Artifact, trainings: Iterable[Training]) -> Training |
 
 
 def evaluation_of(artifact: Artifact, evaluations: Iterable[Evaluation], own: Training | None = None) -> Evaluation | None:
-    """The artifact's evaluation on a test split: of the data that was used last, the one on most images, the newest of equals.
+    """The artifact's evaluation on a test split: of the data that was used last, the one on most images, of equals one beside the
+    float32 network, and the newest of those.
 
     Of an artifact whose training was tested here, ``own``, only an evaluation on the same images counts, all of them.
     """
@@ -94,7 +106,7 @@ def evaluation_of(artifact: Artifact, evaluations: Iterable[Evaluation], own: Tr
         return None
     newest = max(mine, key=lambda one: one.evaluated_at)
     alike = [one for one in mine if (one.dataset, one.origin) == (newest.dataset, newest.origin)]
-    return max(alike, key=lambda one: (one.scores.n, one.evaluated_at))
+    return max(alike, key=lambda one: (one.scores.n, one.drop is not None, one.evaluated_at))
 
 
 def _covers(one: Evaluation, accuracy: Accuracy) -> bool:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 AUTO = "photos(n=96, seed=1)"
 CALIBRATE, HOLD = 64, 256  # images: ranges settle with a few dozen, a drop of a point in accuracy needs hundreds
-SHARE = 2 / 3  # of unlabelled images are calibrated on
+EVERY = 3  # of so many unlabelled images in a row one is held out: folders are sorted, often by what they show
 
 
 def resolve(spec: ModelSpec, spelling: str) -> str:
@@ -59,11 +59,13 @@ def _unlabelled(spec: ModelSpec, text: str, max_drop_pct: float) -> Material:
             raise DataError(f"{text} holds {len(made)} image: calibration needs at least 2, better 64")
         return made
 
-    def cut() -> int:
-        return max(1, int(SHARE * len(crops())))
+    def part(held: bool) -> data.Crops:
+        chosen: data.Crops = crops()[(np.arange(len(crops())) % EVERY == 1) == held]
+        return chosen
 
-    identity = digest([text, data.source(text).origin(), spec.preprocessing, SHARE])
-    return Material(identity, lambda: crops()[: cut()], lambda: (crops()[cut() :], None), max_drop_pct)
+    identity = digest([text, data.source(text).origin(), spec.preprocessing, f"one of {EVERY}"])
+    # What the user names may be the very images that files are compared on: then only those held out are not calibrated on.
+    return Material(identity, lambda: part(held=False), lambda: (part(held=True), None), max_drop_pct, compared=text != AUTO)
 
 
 def _labelled(spec: ModelSpec, text: str, max_drop_pct: float) -> Material:
@@ -98,8 +100,11 @@ def _open(text: str) -> LabelledData:
 
 
 def _drawn(images: LabelledImages, spec: ModelSpec, most: int) -> tuple[data.Crops, Any]:
-    """Up to ``most`` of the images, drawn without replacement: uint8 (n, C, H, W) and labels (n,) int64."""
-    places = np.sort(np.random.default_rng(0).choice(len(images), size=min(most, len(images)), replace=False))
+    """Up to ``most`` of the images, drawn without replacement: uint8 (n, C, H, W) and labels (n,) int64.
+
+    In the order of the draw: sets are sorted by class, and whoever takes the first few of these must not get those of one class.
+    """
+    places = np.random.default_rng(0).choice(len(images), size=min(most, len(images)), replace=False)
     read = [images[int(place)] for place in places]
     crops = np.stack([np.asarray(data.crop(image, spec.preprocessing), dtype=np.uint8) for image, _ in read])  # (n, H, W, C)
     return np.ascontiguousarray(crops.transpose(0, 3, 1, 2)), np.asarray([label for _, label in read], dtype=np.int64)

@@ -309,6 +309,11 @@ TABLE: dict[str, tuple[Severity, str, str]] = {
         "Operators run elsewhere than on the device or delegate that was asked for, so the figures are not that device's.",
         "Look at the operators that are named; rewrite the network without them, or measure the device that really runs it.",
     ),
+    "budget_missed": (
+        "warn",
+        "Quantisation lost more than its budget on the held-out images, with as many layers put back to float as it may.",
+        "Evaluate the file on labelled images (edgejoule evaluate), calibrate on images like yours, or use bf16 or fp16.",
+    ),
     "not_run": (
         "reject",
         "The file was written here and never run, so nothing is known of what it computes, and it is not ranked.",

@@ -22,6 +22,7 @@ import tempfile
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.machinery import PathFinder
 from pathlib import Path
 from types import MappingProxyType
 from typing import IO, Any
@@ -154,6 +155,10 @@ def fault(environment: Environment) -> str | None:
         if marked.get(fact) != wanted:
             seen = f"{fact} was {_shown(marked.get(fact))} and is {_shown(wanted)} now"
             return f"the environment in {folder} was made for another installation ({seen}): {remedy}"
+    places = [str(packages_of(folder)), *marked.get("sites", [])]
+    absent = [module for module in environment.imports if PathFinder.find_spec(module, places) is None and not _is_here(module)]
+    if absent:  # deleted by hand or by a half-finished clean-up: the marker alone would make it beyond repair
+        return f"the environment in {folder} is damaged ({', '.join(absent)} cannot be found in it): {remedy}"
     return None
 
 

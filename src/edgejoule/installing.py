@@ -64,6 +64,7 @@ def install(name: str, notify: Notify) -> str:
             _fill(environment, folder, notify, lock)
             _try_imports(environment, folder, notify)
             _mark(environment, folder)
+            importlib.invalidate_caches()  # this process may have looked at the folder before
         except BaseException:  # Ctrl-C too
             shutil.rmtree(folder, ignore_errors=True)
             raise

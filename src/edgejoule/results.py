@@ -15,7 +15,7 @@ from edgejoule.accuracies import Spread, accuracy_of, doubts_of, spread
 from edgejoule.catalog import find_model
 from edgejoule.caveats import caveat
 from edgejoule.errors import EdgejouleError, MeterError, RankError
-from edgejoule.records import Artifact, Epoch, Evaluation, Failure, Measurement, Ranking, Screened, Training, Trial
+from edgejoule.records import Artifact, Caveat, Epoch, Evaluation, Failure, Measurement, Ranking, Screened, Training, Trial
 from edgejoule.study_file import BESIDE, RankPlan, parse_study
 
 if TYPE_CHECKING:  # the store brings SQLAlchemy, which ranking a table does without
@@ -43,8 +43,8 @@ class Outcome:
     evaluations: tuple[Evaluation, ...] = ()
 
 
-def measurements(store: Store) -> tuple[Measurement, ...]:
-    """Every measurement that the stored trials hold; of one variant measured twice in the same way, the newest.
+def measurements(store: Store, trials: Sequence[Trial] | None = None) -> tuple[Measurement, ...]:
+    """Every measurement that the stored trials, or those given of them, hold; of one variant measured twice in one way, the newest.
 
     Its accuracy is what ``accuracies`` makes of the stored trainings and evaluations, else the published one.
     """
@@ -52,14 +52,14 @@ def measurements(store: Store) -> tuple[Measurement, ...]:
 
     artifacts, trainings, evaluations = store.artifacts(), tuple(store.trainings().values()), store.evaluations()
     groups: dict[tuple[Any, ...], list[Trial]] = {}
-    for trial in store.trials():
+    for trial in store.trials() if trials is None else trials:
         same = (trial.artifact_sha256, trial.workload, trial.protocol, trial.meter, trial.environment.fingerprint)
         groups.setdefault(same, []).append(trial)
     newest: dict[tuple[Any, ...], Measurement] = {}
-    for trials in sorted(groups.values(), key=lambda group: max(trial.started_at for trial in group)):
-        artifact = artifacts[trials[0].artifact_sha256]
-        found = summarise(trials, artifact, accuracy_of(artifact, trainings, evaluations))
-        found = replace(found, caveats=(*found.caveats, *doubts_of(artifact, trainings, evaluations)))
+    for group in sorted(groups.values(), key=lambda group: max(trial.started_at for trial in group)):
+        artifact = artifacts[group[0].artifact_sha256]
+        found = summarise(group, artifact, accuracy_of(artifact, trainings, evaluations))
+        found = replace(found, caveats=(*_still_doubted(found, evaluations), *doubts_of(artifact, trainings, evaluations)))
         weights = artifact.variant.weights_id  # of one model, trained twice, both are shown
         alike = (
             found.variant,
@@ -72,6 +72,12 @@ def measurements(store: Store) -> tuple[Measurement, ...]:
         )
         newest[alike] = found
     return tuple(newest.values())
+
+
+def _still_doubted(found: Measurement, evaluations: Sequence[Evaluation]) -> tuple[Caveat, ...]:
+    """The doubts, but for that the file was never run where it has been evaluated since: on the device that it was carried to."""
+    evaluated = any(one.artifact_sha256 == found.artifact_sha256 for one in evaluations)
+    return tuple(doubt for doubt in found.caveats if doubt.code != "not_run" or not evaluated)
 
 
 def compare_in_store(source: str, ours: str, theirs: str) -> dict[str, Verdict | str]:
@@ -207,7 +213,8 @@ def outcome_of(store: Store, plan: RankPlan, report: Path | None, command: str) 
 
     found = measurements(store)
     studies = [run.id for run in store.runs() if run.text]  # evaluate and train may have added runs of their own since
-    failures = (*store.failures(studies[-1] if studies else None), *unranked(found))
+    # Of several measuring plans each says the same.
+    failures = tuple(dict.fromkeys((*store.failures(studies[-1] if studies else None), *unranked(found))))
     trainings = store.trainings()
     outcome = Outcome(
         store=Path(store.where),

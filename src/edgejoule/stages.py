@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -98,19 +99,14 @@ def measure(entered: Sequence[Entrant], plan: MeasurePlan, store: Store, run: in
 
     Every trial is stored the moment it exists; those that are stored already are not run again.
     """
-    from edgejoule.measure.environment import environment
-    from edgejoule.measure.plan import most_trials, next_round, trial_key
+    from edgejoule.measure.plan import next_round
     from edgejoule.measure.protocols import profile
     from edgejoule.measure.temperature import cool_down, hottest_c
 
     protocol, threads = profile(plan.profile), cores(plan.threads)
-    fingerprint = environment(threads).fingerprint
     by_label = {entrant.artifact.label: entrant for entrant in entered}
-
-    def key(entrant: Entrant, repeat: int) -> str:
-        return trial_key(entrant.artifact.sha256, entrant.workload, protocol, fingerprint, entrant.meter, repeat)
-
-    trials = {label: _stored(store, [key(entrant, n) for n in range(most_trials(protocol))]) for label, entrant in by_label.items()}
+    keys = {label: trial_keys(entrant, plan) for label, entrant in by_label.items()}
+    trials = {label: stored(store, keys[label]) for label in by_label}
     labels, start_c = tuple(by_label), hottest_c()
     while waiting := next_round(trials, labels, protocol, bench.seed):
         for label in waiting:
@@ -119,7 +115,7 @@ def measure(entered: Sequence[Entrant], plan: MeasurePlan, store: Store, run: in
             bench.notify(Event("measure", f"{label}, repeat {repeat + 1}", done, max(done + 1, protocol.repeats_min * len(labels))))
             cool_down(protocol.cooldown_s, start_c)
             try:
-                trial = run_trial(entrant, key(entrant, repeat), protocol, threads, repeat, bench)
+                trial = run_trial(entrant, keys[label][repeat], protocol, threads, repeat, bench)
             except OF_ONE_MODEL as error:
                 labels = tuple(other for other in labels if other != label)
                 yield Failure(entrant.artifact.variant.label, entrant.artifact.backend, "measure", str(error))
@@ -128,9 +124,21 @@ def measure(entered: Sequence[Entrant], plan: MeasurePlan, store: Store, run: in
             trials[label] = (*trials[label], trial)
 
 
+def trial_keys(entrant: Entrant, plan: MeasurePlan) -> tuple[str, ...]:
+    """What the store knows the entrant's repeats by on this machine, as many as the plan may make."""
+    from edgejoule.measure.environment import environment
+    from edgejoule.measure.plan import most_trials, trial_key
+    from edgejoule.measure.protocols import profile
+
+    protocol, fingerprint = profile(plan.profile), environment(cores(plan.threads)).fingerprint
+    made_of = (entrant.artifact.sha256, entrant.workload, protocol, fingerprint, entrant.meter)
+    return tuple(trial_key(*made_of, repeat) for repeat in range(most_trials(protocol)))
+
+
 def run_trial(entrant: Entrant, key: str, protocol: Protocol, threads: int, repeat: int, bench: Bench) -> Trial:
     """One repeat in a fresh process. Raises what the worker raised, or AgentError where it died."""
-    from edgejoule.fleet.dispatch import run_job
+    from edgejoule.fleet.dispatch import run_job, worker_argv
+    from edgejoule.measure.environment import environment
 
     job = Job(
         action="measure",
@@ -147,7 +155,11 @@ def run_trial(entrant: Entrant, key: str, protocol: Protocol, threads: int, repe
     answer = run_job(job, bench.transport)
     if not isinstance(answer, Trial):
         raise AgentError("the worker answered with outputs where a trial was asked for: is it another version of edgejoule?")
-    return answer
+    if worker_argv(job.artifact, bench.transport)[0] == sys.executable:
+        return answer
+    # It ran on this machine in its backend's environment, which holds another package or two: with a fingerprint of its own it would share
+    # no ranking and no pair with what runs here. The versions stay those that ran.
+    return replace(answer, environment=replace(answer.environment, fingerprint=environment(threads).fingerprint))
 
 
 def check(plan: MeasurePlan, backends: Sequence[str], recipes: Sequence[str] = ()) -> None:
@@ -181,7 +193,7 @@ def _meter(asked: str, device: str, bench: Bench) -> str:
     return chosen
 
 
-def _stored(store: Store, keys: Sequence[str]) -> tuple[Trial, ...]:
+def stored(store: Store, keys: Sequence[str]) -> tuple[Trial, ...]:
     """The stored trials of these keys in the order of their repeats, up to the first that is missing."""
     there = store.trial_keys()
     present = []

@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -99,13 +99,21 @@ class Store:
                 connection.execute(schema.screened.insert(), values)
 
     def add_artifact(self, artifact: Artifact) -> None:
-        """Keeps the manifest (not the files). The same artifact twice is one row."""
+        """Keeps the manifest (not the files). The same files twice are one row: under their first name, as judged last.
+
+        A file that was only written since is still what it was judged to be before.
+        """
+        table = schema.artifacts
         with self._transaction() as connection:
-            if connection.execute(sql.select(schema.artifacts.c.sha256).where(schema.artifacts.c.sha256 == artifact.sha256)).first():
+            row = connection.execute(sql.select(table.c.record).where(table.c.sha256 == artifact.sha256)).first()
+            if row is not None:
+                first = _load(Artifact, row.record)
+                last = replace(artifact, variant=first.variant, backend=first.backend, folder="") if artifact.parity else first
+                if last != first:
+                    connection.execute(table.update().where(table.c.sha256 == artifact.sha256).values(record=_dump(last)))
                 return
-            record = {**encode(artifact), "folder": ""}
-            values = {"sha256": artifact.sha256, "created_at": time.time(), "label": artifact.label, "record": json.dumps(record)}
-            connection.execute(schema.artifacts.insert().values(values))
+            values = {"sha256": artifact.sha256, "created_at": time.time(), "label": artifact.label}
+            connection.execute(table.insert().values(values | {"record": _dump(replace(artifact, folder=""))}))
 
     def add_trial(self, run: int, trial: Trial) -> None:
         """Commits a trial and its traces at once. Raises StoreError where its key is already there."""

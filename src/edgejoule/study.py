@@ -12,7 +12,6 @@ from edgejoule.bench import Bench, Event
 from edgejoule.errors import OF_ONE_MODEL, BackendError, DataError, OutputError, StudyError
 from edgejoule.records import Artifact, Failure, Measurement, ModelSpec, Training, Trial
 from edgejoule.results import Outcome, measurements, outcome_of
-from edgejoule.scenarios import scenario
 from edgejoule.store import NAME, Store
 from edgejoule.study_file import CompilePlan, MeasurePlan, ScreenPlan, Study, load_study
 
@@ -164,7 +163,6 @@ def measure_one(
 
     Raises the error of the first trial that fails.
     """
-    from edgejoule.measure.protocols import profile
     from edgejoule.measure.summary import with_percentiles
 
     with tempfile.TemporaryDirectory() as scratch:
@@ -173,17 +171,10 @@ def measure_one(
         with Store.open(folder / NAME) as store:
             run = store.begin_run("measure", "", command, __version__)
             store.add_artifact(artifact)
-            for failure in stages.measure(stages.entrants((artifact,), plan, bench), plan, store, run, bench):
+            (entrant,) = stages.entrants((artifact,), plan, bench)
+            for failure in stages.measure((entrant,), plan, store, run, bench):
                 raise BackendError(f"{failure.variant} @ {failure.backend}: {failure.reason}")
-            protocol = profile(plan.profile).name
-            same = (artifact.sha256, protocol, str(scenario(plan.scenario)), plan.batch)
-            found = [m for m in measurements(store) if (m.artifact_sha256, m.protocol, m.workload.scenario, m.workload.batch) == same]
-            chosen = found[-1]
-            kind = (chosen.artifact_sha256, chosen.protocol, chosen.workload, chosen.meter, chosen.fingerprint)
-            trials = tuple(trial for trial in store.trials() if _kind(trial) == kind)
-            return with_percentiles(chosen, trials), trials
-
-
-def _kind(trial: Trial) -> tuple[object, ...]:
-    """What trials of one measurement have in common."""
-    return trial.artifact_sha256, trial.protocol.name, trial.workload, trial.meter, trial.environment.fingerprint
+            # The store may hold other measurements of this artifact: with other threads, images or another meter.
+            trials = stages.stored(store, stages.trial_keys(entrant, plan))
+            (found,) = measurements(store, trials)
+            return with_percentiles(found, trials), trials

@@ -14,11 +14,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from edgejoule import compiling, data, registry, stages
+from edgejoule import compiling, data, manifest, registry, stages
 from edgejoule.bench import Bench, Event, cores, writable
 from edgejoule.caveats import UNRANKED
-from edgejoule.errors import OF_ONE_MODEL, BackendError, SpecError
-from edgejoule.measure.race import Lane, race, ratio
+from edgejoule.errors import OF_ONE_MODEL, ArtifactError, BackendError, SpecError
+from edgejoule.measure.race import FAILED, Lane, race, ratio
 from edgejoule.plain import decode, digest, encode
 from edgejoule.records import Artifact, Failure, Interval, ModelSpec
 from edgejoule.study_file import CompilePlan, MeasurePlan
@@ -86,7 +86,8 @@ def tune(
         return found
     coarse = tuner.race(first, COARSE)
     if not any(lane.seconds and not lane.left for lane in coarse):
-        raise BackendError(f"nothing that was tried runs {spec.name}: {'; '.join(sorted(set(tuner.refused.values())))[:300]}")
+        reasons = {*tuner.refused.values(), *(lane.left for lane in coarse)}
+        raise BackendError(f"nothing that was tried runs {spec.name}: {'; '.join(sorted(reasons))[:300]}")
     fastest = min(statistics.median(lane.seconds) for lane in coarse if lane.seconds)
     best = [lane.candidate for lane in coarse if lane.seconds and statistics.median(lane.seconds) <= CLOSE * fastest][:BEST]
     fine = tuner.race([*best, *(other for one in best for other in varied(one, cores(plan.threads)))], FINE)
@@ -133,17 +134,38 @@ def _precisions(name: str) -> list[str]:
     return [
         f"{name}(precision={precision!r}{f', device={device!r}' if device != 'cpu' else ''})"
         for device in devices
-        for precision in typing.get_args(hints["precision"])
-    ]
+        for precision in typing.get_args(hints.get("precision"))
+    ] or [name]
 
 
 def _kept(place: Path) -> Tuning | None:
-    """A tuning whose winner's artifact is still there."""
+    """A tuning whose winner's artifact is still there, and whole."""
     try:
         found = decode(Tuning, json.loads(place.read_text(encoding="utf-8")))
-    except (OSError, ValueError):
+        manifest.read(Path(found.winner.folder))
+    except (OSError, ValueError, IndexError, ArtifactError):
         return None
-    return found if Path(found.winner.folder).is_dir() else None
+    return found
+
+
+def _fastest_first(fine: Sequence[Lane[Choice]], coarse: Sequence[Lane[Choice]]) -> list[Lane[Choice]]:
+    """The lanes that may win, those dropped early behind the others; by their time over the best's of their own race, because the
+    machine may have been faster in the other. What ran in both counts as in the second; what failed cannot win."""
+    again = {lane.candidate for lane in fine}
+    found: list[tuple[bool, float, Lane[Choice]]] = []
+    for lanes, elsewhere in ((fine, frozenset()), (coarse, again)):
+        sound = [(bool(lane.left), statistics.median(lane.seconds), lane) for lane in lanes if lane.seconds and not _failed(lane)]
+        best = min(sound, key=_place, default=(False, 1.0, None))[1]
+        found += [(left, seconds / best, lane) for left, seconds, lane in sound if lane.candidate not in elsewhere]
+    return [lane for _, _, lane in sorted(found, key=_place)]
+
+
+def _place(one: tuple[bool, float, object]) -> tuple[bool, float]:
+    return one[:2]
+
+
+def _failed(lane: Lane[Choice]) -> bool:
+    return lane.left.startswith(FAILED)
 
 
 class _Tuner:
@@ -156,17 +178,20 @@ class _Tuner:
         self.refused: dict[Choice, str] = {}
 
     def key(self, first: Sequence[Choice]) -> str:
-        """Raises ModelError for weights that are not there."""
+        """Raises ModelError for weights that are not there, and DataError for images that are not or that fit another network."""
         from edgejoule import zoo
-        from edgejoule.calibration import resolve
+        from edgejoule.calibration import material
+        from edgejoule.compile.build import BUILD_VERSION
         from edgejoule.measure.environment import environment
 
         variant = zoo.identify(self.spec, self.bench.seed, self.weights)
         network = [self.spec.builder, self.spec.num_classes, variant.weights_id, variant.seed, self.spec.preprocessing]
-        allowed = [resolve(self.spec, self.compiling.calibration), self.compiling.max_drop_pct, [one.label for one in first]]
-        versions = [dict(registry.create("backend", one.backend).toolchain()) for one in first]
+        given = material(self.spec, self.compiling.calibration, self.compiling.max_drop_pct)
+        racing = {one.label: dict(registry.create("backend", one.backend).toolchain()) for one in first}
         fingerprint = environment(cores(self.plan.threads)).fingerprint
-        return digest([VERSION, network, allowed, versions, fingerprint, self.plan.batch, self.plan.scenario, self.plan.images])
+        images = [registry.canonical(self.plan.images), data.source(self.plan.images).origin()]
+        work = [self.plan.batch, self.plan.scenario, images]
+        return digest([VERSION, BUILD_VERSION, network, given.identity, given.max_drop_pct, racing, fingerprint, work])
 
     def race(self, choices: Sequence[Choice], rounds: int) -> tuple[Lane[Choice], ...]:
         racing = [one for one in dict.fromkeys(choices) if self.compiled(one) is not None]
@@ -211,7 +236,7 @@ class _Tuner:
         lanes = [*fine, *(lane for lane in coarse if lane.candidate not in again)]
         drops: dict[Choice, float | None] = {}
         winner = None
-        for lane in sorted((one for one in lanes if one.seconds), key=lambda one: (bool(one.left), statistics.median(one.seconds))):
+        for lane in _fastest_first(fine, coarse):
             drop = drops[lane.candidate] = self.drop_pct(lane.candidate)
             if drop is None or drop <= self.compiling.max_drop_pct:
                 winner = lane.candidate

@@ -17,8 +17,9 @@ from edgejoule import data, manifest, registry
 from edgejoule.caveats import caveat
 from edgejoule.compile.cache import find, settle, sole_builder, staging, writing
 from edgejoule.compile.handover import write_readme
+from edgejoule.compile.quantize.options import OVER_BUDGET
 from edgejoule.compile.reasons import reason
-from edgejoule.compile.truth import gate, verify_parity
+from edgejoule.compile.truth import gate, of_weights, verify_parity
 from edgejoule.errors import BackendError, DataError, EdgejouleError
 from edgejoule.plain import digest
 from edgejoule.records import Artifact, Outputs, SessionInfo, Variant
@@ -37,7 +38,8 @@ Crops = Callable[[], np.ndarray[Any, Any]]  # -> uint8 (N, C, H, W)
 class Material:
     """What quantisation is calibrated on and its choices are judged by; made when a backend asks. ``identity`` goes into the key.
 
-    ``compared``: whether a quantised file is compared on the held-out images, because others are unlike what it was calibrated on.
+    ``compared``: whether a quantised file is compared on the held-out images, because others are unlike what it was calibrated on, or
+    may be the very same.
     """
 
     identity: str
@@ -91,7 +93,10 @@ def build(
     """
     backend: Backend = registry.create("backend", backend_text)
     material = material if backend.precision == "int8" else None
-    key = build_key(variant, backend_text, batch, backend.toolchain(), material)
+    tools = dict(backend.toolchain())
+    if getattr(backend, "runs_here", lambda: None)() is not None:
+        tools["judged"] = "no"  # so that it is judged, not found, once its runtime is here
+    key = build_key(variant, backend_text, batch, tools, material)
     found = find(cache, key)
     if found is None:
         if (missing := backend.probe()) is not None:
@@ -145,25 +150,34 @@ def _judged(
     """The draft with what the truth gate found; a file that cannot be run here is said to be that."""
     runs_here = getattr(order.backend, "runs_here", None)
     if runs_here is not None and (why := runs_here()) is not None:
-        return dataclasses.replace(draft, caveats=(caveat("not_run", why),))
+        return dataclasses.replace(draft, caveats=(*of_weights(order.variant), caveat("not_run", why)))
     answer = outputs(folder, sample, order.threads)
     logits = np.frombuffer(answer.logits, dtype=np.float64).reshape(answer.shape)  # (n, K)
     parity = verify_parity(_reference(order, network_input), logits)
     caveats = gate(order.variant, order.backend.precision, order.backend.device, answer.info, parity)
+    if OVER_BUDGET in draft.notes:
+        caveats = (*caveats, caveat("budget_missed", f"{draft.notes[OVER_BUDGET]}, the budget is {draft.notes.get('budget_pct', '1')}"))
     return dataclasses.replace(draft, info=answer.info, parity=parity, caveats=caveats)
 
 
 def _images(order: _Order) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """The first crops as they travel (n, C, H, W) uint8, and as the network wants them, float32.
 
-    Of a network calibrated on its own labelled data, images of that: on photographs its int8 ranges would clip, and prove nothing.
+    Of a network calibrated on images that the user named, those held out: on others its int8 ranges might clip, and prove nothing. So
+    too where an image that was calibrated on is among the crops.
     """
     material = order.material
-    crops = material.held()[0] if material is not None and material.compared else data.read_crops(order.crops)
+    crops = data.read_crops(order.crops)
+    if material is not None and (material.compared or _share_one(crops, material.calibration())):
+        crops = material.held()[0]
     if len(crops) == 0:
         raise DataError(f"{order.crops} holds no images to compare the compiled file on: name a source of at least one")
     images = np.ascontiguousarray(crops[:PARITY_IMAGES])
     return images, data.normalise(images, order.variant.spec.preprocessing)
+
+
+def _share_one(some: np.ndarray[Any, Any], others: np.ndarray[Any, Any]) -> bool:
+    return not {one.tobytes() for one in some}.isdisjoint(one.tobytes() for one in others)
 
 
 def _compile(order: _Order, folder: Path, network_input: np.ndarray[Any, Any]) -> Artifact:

@@ -29,6 +29,7 @@ PORTS = ("inputs", "outputs")
 LONGEST_S = 1800.0  # the largest networks take minutes
 DTYPES = {"float32": "float32", "float16": "float16", "double": "float64", "int32": "int32"}
 DEVICES = {"MLCPUComputeDevice": "cpu", "MLGPUComputeDevice": "gpu", "MLNeuralEngineComputeDevice": "neural engine"}
+NAMED = {"cpu_only": "cpu", "cpu_and_gpu": "gpu", "cpu_and_ne": "neural engine"}  # the unit that was asked for; "all" asks for none
 PYTHON = """\
 import coremltools as ct, numpy as np  # on a Mac
 model = ct.models.MLModel("model.mlpackage", compute_units=ct.ComputeUnit.{units})
@@ -113,7 +114,7 @@ class CoreMlSession:
 
         if not (folder / MODEL).is_file():
             raise ArtifactError(f"{folder / MODEL} is missing: compile again for coreml")
-        self._units = getattr(ct.ComputeUnit, units.upper())
+        self._units, self._named = getattr(ct.ComputeUnit, units.upper()), NAMED.get(units)
         try:
             self._model: Any = ct.models.MLModel(str(folder / PACKAGE), compute_units=self._units)
             facts = facts_of(self._model.get_spec())
@@ -154,7 +155,8 @@ class CoreMlSession:
             usages = [(op.operator_name, plan.get_compute_device_usage_for_mlprogram_operation(op)) for op in operators]
         except Exception as error:
             raise BackendError(f"Core ML tells no compute plan ({reason(error)}): macOS 14.4 or later does") from error
-        return placement_of([(name, type(usage.preferred_compute_device).__name__) for name, usage in usages if usage], self._precisions())
+        preferred = [(name, type(usage.preferred_compute_device).__name__) for name, usage in usages if usage]
+        return placement_of(preferred, self._precisions(), self._named)
 
     def close(self) -> None:
         self._model = None
@@ -164,12 +166,13 @@ class CoreMlSession:
         return Counter(products_of(block.operations).values())
 
 
-def placement_of(usages: list[tuple[str, str]], precisions: Mapping[str, int]) -> Placement:
-    """``usages`` are (operator, class of the device that Core ML prefers). Delegated is what leaves the CPU, where most does."""
+def placement_of(usages: list[tuple[str, str]], precisions: Mapping[str, int], named: str | None = None) -> Placement:
+    """``usages`` are (operator, class of the device that Core ML prefers). Delegated is what goes to the unit that was ``named``, so that
+    a program that stays on the CPU is told apart; where none was, to the one that Core ML gives most to."""
     places = Counter(DEVICES.get(device, device) for _, device in usages)
-    most = max(places, key=lambda place: places[place], default="cpu")
-    others = Counter(name.rpartition(".")[2] for name, device in usages if DEVICES.get(device, device) != most)
-    return Placement(len(usages), places[most], dict(others), dict(precisions))
+    there = named or max(places, key=lambda place: places[place], default="cpu")
+    others = Counter(name.rpartition(".")[2] for name, device in usages if DEVICES.get(device, device) != there)
+    return Placement(len(usages), places[there], dict(others), dict(precisions))
 
 
 def _save_images(scratch: Path, context: CompileContext) -> dict[str, str]:

@@ -87,6 +87,7 @@ class ExecuTorch:
         context.note("delegate calls", str(plan["calls"]))
         if self.precision == "int8":
             context.note("int8 activations", "scaled at every inference, by row in linear layers")
+            context.note("held-out search", "none: ranges are taken at run time; the budget was not judged while compiling")
         return path
 
     def load(self, artifact: Artifact, threads: int, streams: int = 1) -> ExecuTorchSession:

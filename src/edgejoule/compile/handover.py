@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from edgejoule.caveats import UNRANKED
 from edgejoule.records import Artifact, Preprocessing
 from edgejoule.seams import Backend, Handover
 
@@ -25,14 +26,13 @@ def readme(artifact: Artifact, how: Handover) -> str:
     """Markdown. Its Python block reads photo.jpg beside the file and prints the class; ``run`` is the runtime's part."""
     spec, parity = artifact.variant.spec, artifact.parity
     shape = (artifact.batch, *spec.preprocessing.input_size)
-    checked = (
-        f"; same top-1 as the float32 network on {parity.top1_agreement:.1%} of {parity.n} photographs" if parity else "; not run here"
-    )
+    checked = f"; same top-1 as the float32 network on {parity.top1_agreement:.1%} of {parity.n} images" if parity else "; not run here"
     lines = [
         f"# {artifact.label}",
         "",
         f"{artifact.info.precision if parity else artifact.precision}, {artifact.info.runtime if parity else artifact.backend}{checked}. "
         f"Takes float32 {shape}, gives logits ({artifact.batch}, {spec.num_classes}) of {spec.dataset}. Licence: {spec.licence}.",
+        *_refusals(artifact),
         "",
         f"    {how.install}",
         "",
@@ -45,6 +45,12 @@ def readme(artifact: Artifact, how: Handover) -> str:
     if how.cpp:
         lines += ["", "```cpp", how.cpp.rstrip(), "```"]
     return "\n".join(lines) + "\n"
+
+
+def _refusals(artifact: Artifact) -> list[str]:
+    """What the truth gate says against the file: whoever gets the folder alone must read it too."""
+    found = [f"{doubt.code.replace('_', ' ')}: {doubt.seen}" for doubt in artifact.caveats if doubt.code in UNRANKED]
+    return ["", f"**Not to be ranked or shipped as it is:** {'; '.join(found)}."] if found else []
 
 
 def _preprocessing(images: Preprocessing, batch: int) -> list[str]:

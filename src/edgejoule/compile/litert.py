@@ -34,6 +34,7 @@ LIBRARIES = {
     "gpu": ("libtensorflowlite_gpu_delegate.so", "build TensorFlow Lite's GPU delegate for this device and put it on the loader's path"),
     "edgetpu": ("libedgetpu.so.1", "install Coral's libedgetpu1-std and plug the Edge TPU in"),
 }
+SEARCHED = {"dynamic": "ranges are taken at run time", "static": "ranges are the quantiser's own, of all calibration images"}
 RAN = {"xnnpack": "cpu", "none": "cpu", "gpu": "gpu", "edgetpu": "edgetpu"}
 
 
@@ -89,6 +90,8 @@ class LiteRt:
             _compile_for_edgetpu(path)
         for what, chosen in found["chosen"].items():
             context.note(what, chosen)
+        if self.precision == "int8":
+            context.note("held-out search", f"none: {SEARCHED[self.mode]}; the budget was not judged while compiling")
         return context.workdir / FILE
 
     def _recipe(self) -> str:

@@ -74,6 +74,10 @@ class Mnn:
                 )
             for name in (FILE, PROOF):
                 shutil.copyfile(folder / name, context.workdir / name)
+        if self.precision == "int8":
+            context.note(
+                "held-out search", "none: weights by channel, inputs by their own range; the budget was not judged while compiling"
+            )
         facts = {"images": context.shape, "logits": (context.shape[0], classes), "sha256": _hashes(context.workdir)}
         (context.workdir / FACTS).write_text(json.dumps(facts), encoding="utf-8")
         return context.workdir / FILE
@@ -104,7 +108,7 @@ class MnnSession:
         except Exception as error:
             raise ArtifactError(f"MNN {self._mnn.version()} cannot load {folder / FILE} ({reason(error)}): compile again") from error
         self._info = SessionInfo(
-            precision="fp32" if min(proven.values()) <= ROUNDED else asked,
+            precision=_precision(proven, asked),
             providers=("cpu",),
             runtime=f"MNN {self._mnn.version()}",
             threads=threads,
@@ -123,7 +127,8 @@ class MnnSession:
         return {"logits": logits}
 
     def info(self) -> SessionInfo:
-        """``precision`` is float32 where the proof, run here with the same options, is linear to float32's last digits."""
+        """``precision`` is float32 where the proof, run here with the same options, is linear to float32's last digits, and else what was
+        asked for; ``reduced`` where that was float32."""
         return self._info
 
     def audit(self, images: Any) -> Placement:
@@ -159,6 +164,14 @@ def _reference(export: Export, shape: tuple[int, ...], folder: Path) -> int:
     np.save(folder / "images.npy", images.numpy())
     np.save(folder / "logits.npy", logits.numpy())
     return int(logits.shape[1])
+
+
+def _precision(proven: Mapping[str, float], asked: str) -> str:
+    """Of how far each convolution of the proof is from linear: one that is coarse is not float32, and one that is not is no int8."""
+    coarse = [error > ROUNDED for error in proven.values()]
+    if any(coarse) and asked == "fp32":
+        return "reduced"
+    return asked if all(coarse) else "fp32"
 
 
 def _facts(folder: Path) -> dict[str, Any]:

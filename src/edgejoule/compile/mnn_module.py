@@ -71,5 +71,7 @@ def import_mnn() -> Any:
         import MNN.expr
         import MNN.nn
     except (ImportError, OSError) as error:
-        raise BackendError(f"MNN is not in this Python ({reason(error)}): run the agent of its environment, or pip install MNN") from error
+        raise BackendError(
+            f"MNN is not in this Python ({reason(error)}): edgejoule doctor --install mnn, or on a board pip install MNN"
+        ) from error
     return MNN

@@ -181,7 +181,7 @@ def _import_ncnn() -> Any:
         import ncnn
     except (ImportError, OSError) as error:
         raise BackendError(
-            f"ncnn is not in this Python ({reason(error)}): run the agent of its environment, or pip install ncnn"
+            f"ncnn is not in this Python ({reason(error)}): edgejoule doctor --install ncnn, or on a board pip install ncnn"
         ) from error
     return ncnn
 

@@ -40,6 +40,7 @@ def quantized_program(program: Any, context: CompileContext) -> Any:
     except Exception as error:
         raise BackendError(f"torchao cannot quantise the network ({reason(error)}): use onnxruntime or openvino for int8") from error
     context.note("int8", f"x86 PT2E, linear layers and convolutions, {len(images)} images{', 7-bit activations' if narrow else ''}")
+    context.note("held-out search", "none: ranges are the quantiser's histograms; the budget was not judged while compiling")
     return export_program(converted, context.shape, "the quantised network")
 
 

@@ -61,10 +61,14 @@ def verify_parity(reference: np.ndarray[Any, Any], compiled: np.ndarray[Any, Any
 def gate(variant: Variant, asked: str, device: str, info: SessionInfo, parity: Parity) -> tuple[Caveat, ...]:
     """Every doubt about an artifact that was compiled for precision ``asked`` and a device (``cpu``, ``cuda``, …); those of
     ``caveats.UNRANKED`` keep it out of rankings."""
-    doubts = list(_precision(asked, info)) + list(_placement(device, info.placement)) + list(_parity(variant, asked, parity))
-    if variant.weights == "random":
-        doubts.insert(0, caveat("weights_random", f"{variant.spec.name} was built with random weights ({variant.weights_id})"))
-    return tuple(doubts)
+    return (*of_weights(variant), *_precision(asked, info), *_placement(device, info.placement), *_parity(variant, asked, parity))
+
+
+def of_weights(variant: Variant) -> tuple[Caveat, ...]:
+    """What must be said of the weights, whatever became of the file."""
+    if variant.weights != "random":
+        return ()
+    return (caveat("weights_random", f"{variant.spec.name} was built with random weights ({variant.weights_id})"),)
 
 
 def _precision(asked: str, info: SessionInfo) -> Iterator[Caveat]:

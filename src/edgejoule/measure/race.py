@@ -19,6 +19,7 @@ from edgejoule.records import Interval
 
 HOPELESS, SLOW = 3.0, 1.5  # times the best: dropped after one round, after two; single rounds are noisy
 TELLING = 3  # rounds before a paired interval may drop a candidate, and after which a race with one left is over
+FAILED = "failed: "  # what the reason of a candidate that broke, and was not merely slow, begins with
 C = TypeVar("C", bound=Hashable)
 
 
@@ -49,7 +50,7 @@ def race(
             try:
                 lanes[candidate] = Lane(candidate, (*lane.seconds, trial(candidate, number)))
             except failures as error:
-                lanes[candidate] = Lane(candidate, lane.seconds, f"failed: {error}")
+                lanes[candidate] = Lane(candidate, lane.seconds, f"{FAILED}{error}")
         for loser, why in _losers([lane for lane in lanes.values() if not lane.left]):
             lanes[loser] = Lane(loser, lanes[loser].seconds, why)
     return tuple(sorted(lanes.values(), key=lambda lane: (bool(lane.left), _mean(lane.seconds))))

@@ -124,12 +124,17 @@ def artifacts_table(artifacts: Sequence[Artifact]) -> str:
                 text_cell(", ".join(a.info.providers)),
                 _agreement(parity),
                 number_cell(f"{parity.max_rel:.1e}", parity.max_rel) if parity else Cell(f.NONE),
-                text_cell(a.info.placement.words if a.info.placement else f.NONE),
-                Cell("<br>".join(f"{esc(what)}: {esc(chosen)}" for what, chosen in a.notes.items()) or f.NONE),
+                _wrapped([a.info.placement.words] if a.info.placement else []),
+                _wrapped([f"{what}: {chosen}" for what, chosen in a.notes.items()]),
                 Cell(f"<code>{esc(a.sha256[:12])}</code>", a.sha256),
             )
         )
     return table((*heads, Head("sha256")), rows, "What was compiled") if rows else ""
+
+
+def _wrapped(lines: Sequence[str]) -> Cell:
+    """Sentences, in a column no wider than a sentence is easily read."""
+    return Cell(f'<span class="wrap">{"<br>".join(map(esc, lines))}</span>' if lines else f.NONE, " ".join(lines))
 
 
 def _agreement(parity: Parity | None) -> Cell:

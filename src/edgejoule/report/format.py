@@ -30,7 +30,7 @@ def clean(text: str) -> str:
 
 def decimals(value: float, low: float | None = None, high: float | None = None, significant: int = 3) -> int:
     """Digits after the point: down to the first digit of the interval's half-width, else ``significant`` digits in all."""
-    if low is not None and high is not None and high > low:
+    if low is not None and high is not None and (high - low) / 2.0 > 0.0:  # half of the least number is zero
         return min(9, max(0, -math.floor(math.log10((high - low) / 2.0))))
     if value == 0.0 or not math.isfinite(value):
         return 0

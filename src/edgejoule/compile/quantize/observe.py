@@ -84,6 +84,7 @@ def session_options(onnxruntime: Any) -> Any:
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.x64quantprecision", "1")  # a candidate is judged without saturating, as it will be run
     return options
 
 

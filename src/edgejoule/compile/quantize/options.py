@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+OVER_BUDGET = "over budget"  # the note that becomes a caveat
 MOST_NAMES = 12  # names of layers that a note spells out; the rest are counted
 
 
@@ -69,7 +70,9 @@ class Chosen:
             notes["kept in float"] = ", ".join(self.kept_float[:MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
         if self.error is not None and self.drop_pct is not None:
             notes["held-out error"] = f"{self.error:.2g} of the logits' norm ({self.held} images)"
-            notes["held-out drop"] = f"{self.drop_pct:.2g} points of {self.drop_kind}" + ("" if self.within_budget else ", over the budget")
+            notes["held-out drop"] = f"{self.drop_pct:.3g} points of {self.drop_kind}"
+            if not self.within_budget:
+                notes[OVER_BUDGET] = f"{self.drop_pct:.3g} points of {self.drop_kind} are lost on {self.held} held-out images"
         if self.naive_error is not None:
             notes["held-out error, min-max without smoothing"] = f"{self.naive_error:.2g}"
         if self.tried:
