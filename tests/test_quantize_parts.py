@@ -339,7 +339,7 @@ def test_notes_say_what_was_chosen_in_words() -> None:
     )
     notes = chosen.notes()
     assert notes["quantized"] == "46 of 50 products with weights" and notes["kept in float"].endswith("layer11 and 2 more")
-    assert "over the budget" in notes["held-out drop"] and notes["tried"] == "minmax 0.05"
+    assert "2 points of top-1 are lost on 64" in notes["over budget"] and notes["tried"] == "minmax 0.05"
     assert all(isinstance(value, str) for value in notes.values())
 
 

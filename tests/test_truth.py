@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from edgejoule.caveats import TABLE, UNRANKED, caveat
+from edgejoule.compile import LEAVES
 from edgejoule.compile.handover import readme
 from edgejoule.compile.truth import gate, verify_parity
 from edgejoule.records import Placement, SessionInfo
@@ -101,3 +103,26 @@ def test_the_readme_of_a_file_that_fails_says_so() -> None:
     assert "Not to be ranked" not in readme(sound, how)
     said = readme(liar, how)
     assert "Not to be ranked" in said and "parity low: relative error 5.6e-01" in said and "seed 0" not in said
+
+
+def test_a_budget_that_was_missed_is_said(tmp_path: Path) -> None:
+    from edgejoule.compile.build import build
+    from edgejoule.compile.export import TorchExport
+    from edgejoule.compile.quantize.options import OVER_BUDGET
+    from tests.networks import Matmul, linear, loaded_here
+
+    crops = tmp_path / "crops.npy"
+    np.save(crops, RANDOM.integers(0, 256, (4, 3, 8, 8), dtype=np.uint8))
+    real = Matmul.compile
+
+    def compile_(self: Any, export: Any, context: Any) -> Path:
+        context.note(OVER_BUDGET, "2 points of top-1 are lost on 64 held-out images")
+        return real(self, export, context)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setitem(LEAVES, "matmul", "tests.networks:Matmul")
+        patched.setattr(Matmul, "compile", compile_)
+        export = TorchExport(linear(), (2, 3, 8, 8), tmp_path / "export")
+        made = build(variant(weights="file"), "matmul", export, crops=crops, batch=2, cache=tmp_path, threads=1, outputs=loaded_here())
+    (doubt,) = made.caveats
+    assert doubt.code == "budget_missed" and "2 points" in doubt.seen and doubt.severity == "warn"

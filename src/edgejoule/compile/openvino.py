@@ -1,8 +1,8 @@
 """Backend: OpenVINO, from the shared ONNX file to its IR (model.xml, model.bin). Loading imports openvino only, no torch.
 
 OpenVINO would run a float32 model in bfloat16 wherever the processor can, and takes "f16" for bfloat16 where it has no float16: the
-precision is always stated, refused where the device lacks it, and read back from the compiled graph. The ONNX file is read by the core.
-Knows no manifest and no cache.
+precision is always stated, refused where the device lacks it, and read back from the compiled graph; only of what an int8 file leaves
+in float is it the device's choice. The ONNX file is read by the core. Knows no manifest and no cache.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from edgejoule.compile.openvino_import import import_openvino
+from edgejoule.compile.openvino_rewrite import rewrite
 from edgejoule.compile.quantize.options import Options
 from edgejoule.compile.reasons import reason
 from edgejoule.compile.toolchain import ONNX_EXPORTER, versions
@@ -38,6 +39,7 @@ class OpenVino:
     ``storage="fp16"`` halves the file: its float weights are rounded to float16, and computed with in ``precision`` on any device.
     Of int8: ``quantizer``, ``scope``, ``smoothing``, ``ranges`` and ``search`` as in ``quantize.Options``; ``rest`` is the precision of
     what stays in float ("auto": the device's fastest), chosen when the file is loaded.
+    ``rewrite``: the graph is put in the order in which the processor plugin is fast (``openvino_rewrite``); results differ by rounding.
     """
 
     precision: Literal["fp32", "bf16", "fp16", "int8"] = "fp32"
@@ -49,7 +51,8 @@ class OpenVino:
     smoothing: Literal["auto", "off", "fold"] | float = "auto"
     ranges: Literal["auto", "minmax", "percentile", "mse"] = "auto"
     search: bool = True
-    rest: Literal["fp32", "bf16", "fp16", "auto"] = "fp32"
+    rest: Literal["fp32", "bf16", "fp16", "auto"] = "auto"
+    rewrite: bool = True
 
     def __post_init__(self) -> None:
         if self.streams < 1:
@@ -110,6 +113,8 @@ class OpenVino:
             openvino = import_openvino()
 
             model = self._quantized(source, context) if self.precision == "int8" else openvino.Core().read_model(source)
+            if self.rewrite and (done := rewrite(model, fold=self.precision != "int8")):
+                context.note("rewritten", ", ".join(f"{count} {what}" for what, count in done.items()))
             openvino.save_model(model, path, compress_to_fp16=self.storage == "fp16")
         except (OSError, BackendError):
             raise  # the caller knows the folder, and says why it cannot be written

@@ -19,6 +19,7 @@ import numpy as np
 from edgejoule.compile.export import quiet
 from edgejoule.compile.openvino_import import REPORTER, import_openvino, without
 from edgejoule.compile.openvino_restore import WAY, activation_quantizers, bypass, int8_names, is_weighted, weighted_names
+from edgejoule.compile.openvino_rewrite import fold_constants
 from edgejoule.compile.quantize.options import Chosen, Options
 from edgejoule.compile.quantize.score import Score
 from edgejoule.compile.quantize.search import unquantize
@@ -94,7 +95,7 @@ class _Search:
     def __init__(self, source: Path, context: CompileContext, options: Options) -> None:
         openvino = import_openvino()
         self._nncf, self._context, self._options = _nncf(), context, options
-        self._float = _folded(openvino.Core().read_model(source))
+        self._float = fold_constants(openvino.Core().read_model(source))  # NNCF takes a weight for one only where it is a constant
         calibration = context.calibration()
         if calibration is None or not len(calibration):
             raise BackendError("int8 needs images to calibrate with, none were given: name a source of images, or use precision='fp32'")
@@ -220,16 +221,6 @@ def _estimator(ranges: str) -> Any:
         return RangeEstimatorParameters(min=told, max=told)
     known = {"minmax": RangeEstimatorParametersSet.MINMAX, "mse": RangeEstimatorParametersSet.HISTOGRAM}
     return known[ranges]
-
-
-def _folded(model: Any) -> Any:
-    """With what depends on no image computed: NNCF takes a weight for one only where it is a constant, and exporters reshape some."""
-    from openvino.passes import ConstantFolding, Manager
-
-    manager = Manager()
-    manager.register_pass(ConstantFolding())
-    manager.run_passes(model)
-    return model
 
 
 def _cost(attempt: Attempt) -> float:

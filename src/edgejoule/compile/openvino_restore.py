@@ -14,7 +14,7 @@ INT8 = ("i8", "u8")
 
 def is_weighted(node: Any) -> bool:
     """A linear layer or convolution: a product with a constant."""
-    return node.get_type_name() in PRODUCTS and any(_is_constant(node.input_value(place).get_node()) for place in (0, 1))
+    return node.get_type_name() in PRODUCTS and any(is_constant(node.input_value(place).get_node()) for place in (0, 1))
 
 
 def weighted_names(model: Any) -> tuple[str, ...]:
@@ -31,7 +31,7 @@ def activation_quantizers(model: Any) -> dict[str, tuple[str, ...]]:
     return {
         node.get_friendly_name(): tuple(dict.fromkeys(_products_after(node)))
         for node in model.get_ops()
-        if node.get_type_name() == "FakeQuantize" and not _is_constant(node.input_value(0).get_node())
+        if node.get_type_name() == "FakeQuantize" and not is_constant(node.input_value(0).get_node())
     }
 
 
@@ -63,14 +63,14 @@ def _weight_types(node: Any) -> list[str]:
         source = node.input_value(place).get_node()
         if source.get_type_name() == "Constant":
             found.append(source.get_element_type().to_string())
-        elif _is_constant(source):
+        elif is_constant(source):
             found += _weight_types(source)
     return found
 
 
-def _is_constant(node: Any) -> bool:
+def is_constant(node: Any) -> bool:
     """Weights, as they are or dequantised from int8."""
     kind = node.get_type_name()
     if kind not in DEQUANTISED:
         return bool(kind == "Constant")
-    return all(_is_constant(node.input_value(place).get_node()) for place in range(node.get_input_size()))
+    return all(is_constant(node.input_value(place).get_node()) for place in range(node.get_input_size()))

@@ -1,0 +1,180 @@
+"""Rewriting OpenVINO graphs: the same numbers in the order in which the runtime is fast, and left alone where they would not be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("openvino")
+
+from edgejoule.compile.export import TorchExport
+from edgejoule.compile.openvino_attention import rewrite_attention
+from edgejoule.compile.openvino_import import import_openvino
+from edgejoule.compile.openvino_moves import rewrite_moves
+from edgejoule.compile.openvino_patches import rewrite_patches
+from edgejoule.compile.openvino_restore import weighted_names
+from edgejoule.compile.openvino_rewrite import fold_constants, rewrite
+from edgejoule.compile.openvino_shapes import rewrite_masks, rewrite_norms
+from tests.networks import live
+
+openvino = import_openvino()
+op = openvino.opset13
+EXACT = 1e-5  # relative, in float32
+RANDOM = np.random.default_rng(0)
+
+
+def run(model: Any, *inputs: Any) -> Any:
+    request = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}).create_infer_request()
+    return np.array(request.infer(list(inputs))[0])
+
+
+def distance(one: Any, other: Any) -> float:
+    return float(np.linalg.norm(one - other) / np.linalg.norm(other))
+
+
+def of(*values: int) -> Any:
+    return op.constant(np.array(values))
+
+
+def normal(*shape: int) -> Any:
+    return RANDOM.normal(size=shape).astype(np.float32)
+
+
+def kinds(model: Any) -> list[str]:
+    return [node.get_type_name() for node in model.get_ordered_ops()]
+
+
+def attention(transposed: bool = True, interleaved: bool = False, leak: bool = False, int8: bool = False) -> Any:
+    """(B, N, D) -> (B, N, D): timm's attention as exporters write it; ``interleaved``: each head's q, k, v lie together (TinyViT)."""
+    batch, tokens, heads, width, dim = 2, 5, 2, 6, 12
+    x = op.parameter([batch, tokens, dim], np.float32)
+    weights = op.constant(normal(dim, 3 * dim))
+    if int8:
+        whole = op.convert(op.constant(RANDOM.integers(-127, 127, (dim, 3 * dim)).astype(np.int8)), "f32")
+        weights = op.multiply(whole, op.constant(np.abs(normal(1, 3 * dim)) / 64))
+    linear = op.add(op.matmul(x, weights, False, False), op.constant(normal(3 * dim)))
+    shape, order = ((heads, 3), (3, 0, 2, 1, 4)) if interleaved else ((3, heads), (2, 0, 3, 1, 4))
+    parts = op.split(op.transpose(op.reshape(linear, of(batch, tokens, *shape, width), False), of(*order)), op.constant(0), 3)
+    q, k, v = (op.squeeze(part, of(0)) for part in parts.outputs())
+    scale = op.constant(np.float32(0.7))
+    if transposed:
+        scores = op.matmul(op.multiply(q, scale), op.multiply(op.transpose(k, of(0, 1, 3, 2)), scale), False, False)
+    else:
+        scores = op.matmul(op.multiply(q, scale), k, False, True)
+    found = op.reshape(op.transpose(op.matmul(op.softmax(scores, -1), v, False, False), of(0, 2, 1, 3)), of(batch, tokens, dim), False)
+    if leak:
+        found = op.add(found, op.reduce_mean(linear, of(2), True))
+    return openvino.Model([op.result(found)], [x])
+
+
+@pytest.mark.parametrize("options", [{}, {"transposed": False}, {"interleaved": True}, {"int8": True}], ids=str)
+def test_attention_is_put_in_order_and_answers_the_same(options: dict[str, bool]) -> None:
+    model = attention(**options)
+    images, names = normal(2, 5, 12), weighted_names(model)
+    wanted = run(model, images)
+    assert rewrite_attention(model) == 1
+    model.validate_nodes_and_infer_types()
+    assert distance(run(model, images), wanted) < EXACT
+    assert "Multiply" not in kinds(model) or options.get("int8"), "the scale is in the weights"
+    assert weighted_names(model) == names
+    if options.get("int8"):
+        kept = {node.get_element_type().to_string() for node in model.get_ops() if node.get_type_name() == "Constant"}
+        assert "i8" in kept, "int8 weights stay int8"
+
+
+def test_attention_whose_layer_something_else_reads_is_left_alone() -> None:
+    model = attention(leak=True)
+    before = kinds(model)
+    assert rewrite_attention(model) == 0
+    assert kinds(model) == before
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_attention_over_tokens_in_another_order_is_left_alone(swapped: bool) -> None:
+    x, keys = op.parameter([1, 4, 8], np.float32), op.parameter([1, 2, 4, 4], np.float32)
+    linear = op.matmul(x, op.constant(normal(8, 8)), False, False)
+    tokens = op.gather(linear, of(0, 2, 1, 3) if swapped else of(0, 1, 2, 3), op.constant(1))
+    queries = op.transpose(op.reshape(tokens, of(1, 4, 2, 4), False), of(0, 2, 1, 3))
+    model = openvino.Model([op.result(op.matmul(queries, keys, False, True))], [x, keys])
+    assert rewrite_attention(model) == int(not swapped)
+
+
+def test_a_patch_embedding_becomes_a_linear_layer_of_the_same_name() -> None:
+    x = op.parameter([2, 3, 8, 12], np.float32)
+    quantised = op.fake_quantize(x, *(op.constant(np.float32(n)) for n in (-2, 2.5, -2, 2.5)), 256)
+    weights = op.constant(normal(5, 3, 4, 4))
+    embedded = op.convolution(quantised, weights, [4, 4], [0, 0], [0, 0], [1, 1])
+    embedded.set_friendly_name("patches")
+    tokens = op.transpose(op.reshape(op.add(embedded, op.constant(normal(1, 5, 1, 1))), of(2, 5, 6), False), of(0, 2, 1))
+    model = openvino.Model([op.result(tokens)], [x])
+    images = normal(2, 3, 8, 12)
+    wanted = run(model, images)
+    assert rewrite_patches(model) == 1
+    assert "Convolution" not in kinds(model)
+    assert weighted_names(model) == ("patches",)
+    assert distance(run(model, images), wanted) < EXACT
+
+
+@pytest.mark.parametrize(("stride", "pads"), [(2, 0), (4, 2)])
+def test_a_convolution_that_overlaps_or_pads_stays_one(stride: int, pads: int) -> None:
+    x = op.parameter([1, 3, 12, 12], np.float32)
+    found = op.convolution(x, op.constant(normal(5, 3, 4, 4)), [stride] * 2, [pads] * 2, [pads] * 2, [1, 1])
+    model = openvino.Model([op.result(op.transpose(found, of(0, 2, 3, 1)))], [x])
+    assert rewrite_patches(model) == 0
+
+
+def test_norms_masks_and_quantisers_find_their_shapes_and_answer_the_same() -> None:
+    x = op.parameter([1, 4, 4, 6], np.float32)
+    norm = op.multiply(op.mvn(x, of(-1), True, 1e-6, "INSIDE_SQRT"), op.constant(normal(6)))
+    windows = op.reshape(op.transpose(op.reshape(norm, of(1, 2, 2, 2, 2, 6), False), of(0, 1, 3, 2, 4, 5)), of(4, 4, 6), False)
+    smooth = op.multiply(windows, op.constant(np.abs(normal(1, 1, 6))))
+    quantised = op.fake_quantize(smooth, *(op.constant(np.float32(n)) for n in (-2, 2.5, -2, 2.5)), 256)
+    linear = op.matmul(quantised, op.constant(normal(6, 12)), False, False)
+    scores = op.transpose(op.reshape(linear, of(4, 4, 3, 4), False), of(0, 2, 1, 3))
+    masked = op.add(op.reshape(scores, of(1, 4, 3, 4, 4), False), op.constant(normal(1, 4, 1, 4, 4)))
+    model = openvino.Model([op.result(op.softmax(op.reshape(masked, of(4, 3, 4, 4), False), -1))], [x])
+    images = normal(1, 4, 4, 6)
+    wanted = run(model, images)
+    assert (rewrite_norms(model), rewrite_masks(model), rewrite_moves(model)) == (1, 1, 1)
+    model.validate_nodes_and_infer_types()
+    order = kinds(model)
+    constants = {tuple(node.shape) for node in model.get_ops() if node.get_type_name() == "Constant"}
+    assert (4, 1, 4, 4) in constants, "the mask, once for all heads"
+    assert order.index("FakeQuantize") < order.index("Transpose")
+    assert distance(run(model, images), wanted) < EXACT
+
+
+def test_a_quantiser_stays_behind_a_move_that_takes_its_channels_elsewhere() -> None:
+    x = op.parameter([1, 4, 6], np.float32)
+    smooth = op.multiply(op.transpose(x, of(0, 2, 1)), op.constant(np.abs(normal(1, 1, 4))))
+    model = openvino.Model([op.result(op.fake_quantize(smooth, *(op.constant(np.float32(n)) for n in (-2, 2, -2, 2)), 256))], [x])
+    assert rewrite_moves(model) == 0
+
+
+def test_a_quantiser_of_attention_or_behind_a_reshape_alone_stays() -> None:
+    x, bounds = op.parameter([1, 4, 6], np.float32), [op.constant(np.float32(n)) for n in (-2, 2, -2, 2)]
+    heads = op.transpose(op.reshape(x, of(1, 4, 2, 3), False), of(0, 2, 1, 3))
+    queries = op.fake_quantize(heads, *bounds, 256)
+    rows = op.fake_quantize(op.reshape(x, of(4, 6), False), *bounds, 256)
+    model = openvino.Model([op.result(op.matmul(queries, queries, False, True)), op.result(rows)], [x])
+    assert rewrite_moves(model) == 0
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    return lambda name: TorchExport(live(name), (2, 3, 160, 160), tmp_path_factory.mktemp(name)).onnx
+
+
+@pytest.mark.parametrize(("name", "attentions"), [("test_vit", 1), ("test_efficientnet", 0)])
+def test_a_whole_network_answers_the_same(exported: Callable[[str], Path], name: str, attentions: int) -> None:
+    model = openvino.Core().read_model(exported(name))
+    images = normal(2, 3, 160, 160)
+    wanted, products = run(model, images), len(weighted_names(fold_constants(model.clone())))
+    done = rewrite(model, fold=True)
+    assert (done.get("attentions", 0) > 0) == bool(attentions), done
+    assert distance(run(model, images), wanted) < EXACT
+    assert len(weighted_names(model)) == products
