@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 # Tests of one file stay in one process, because they share what they made.
-SPREAD ?= --numprocesses auto --maxprocesses 4 --dist loadfile
+SPREAD ?=
 export EDGEJOULE_ENVIRONMENTS ?= $(CURDIR)/.venv/environments
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
