@@ -15,7 +15,6 @@ import importlib.util
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import tempfile
@@ -28,7 +27,8 @@ from types import MappingProxyType
 from typing import IO, Any
 
 import edgejoule
-from edgejoule.errors import BackendError, EdgejouleError, UnknownNameError
+from edgejoule.errors import BackendError, EdgejouleError, UnknownNameError, rebuild
+from edgejoule.processes import die_with_parent, end_group, signal_name, take_stdout
 
 MARKER = "ready.json"  # written last: what lies in a folder without it was never finished
 SHOWN = 300  # characters of a worker's last words
@@ -223,13 +223,11 @@ def run(name: str, module: str, job: Mapping[str, Any], timeout_s: float) -> Map
             raise BackendError(f"{module} did not end within {timeout_s:g} s and was killed: use a smaller network or another backend")
         found = _last_answer(answered)
         if found is None:
-            how = f"was killed by {_signal_name(-code)}" if code < 0 else f"ended with exit code {code} and no answer"
+            how = f"was killed by {signal_name(-code)}" if code < 0 else f"ended with exit code {code} and no answer"
             raise BackendError(f"{module} {how}{_last_words(said)}: use another backend, or install again (doctor --install {name})")
     if "ok" in found:
         done: Mapping[str, Any] = found["ok"]
         return done
-    from edgejoule.fleet.dispatch import rebuild
-
     raise rebuild(found["error"])
 
 
@@ -238,8 +236,6 @@ def answer(work: Callable[[Mapping[str, Any]], Mapping[str, Any]]) -> int:
 
     Whatever libraries print goes to stderr. An error that is not ours becomes BackendError, or OutputError where a disk is full.
     """
-    from edgejoule.fleet.agent import die_with_parent, take_stdout
-
     stream = take_stdout()
     try:
         die_with_parent()
@@ -270,16 +266,6 @@ def _finish(argv: list[str], stdin: str, timeout_s: float, said: IO[bytes]) -> t
     return process.returncode, written
 
 
-def end_group(process: subprocess.Popen[Any]) -> None:
-    """Kill a process that was started in a session of its own, and all its children."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        if hasattr(os, "killpg"):
-            os.killpg(process.pid, signal.SIGKILL)
-        else:
-            process.kill()
-    process.wait()
-
-
 def _last_answer(written: str) -> dict[str, Any] | None:
     lines = [line for line in written.splitlines() if line.strip()]
     with contextlib.suppress(ValueError):
@@ -293,11 +279,3 @@ def _last_words(said: IO[bytes]) -> str:
     said.seek(max(0, said.seek(0, os.SEEK_END) - 4096))
     lines = [line.strip() for line in said.read().decode(errors="replace").splitlines() if line.strip()]
     return f" ({lines[-1][:SHOWN]})" if lines else ""
-
-
-def _signal_name(number: int) -> str:
-    try:
-        name = signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
-    return f"{name} (out of memory?)" if name == "SIGKILL" else name

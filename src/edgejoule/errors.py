@@ -24,7 +24,8 @@ No foreign exception leaves a leaf: each leaf maps its library's exceptions to t
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 
 class EdgejouleError(Exception):
@@ -97,3 +98,16 @@ class OutputError(EdgejouleError):
 
 
 OF_ONE_MODEL = (ModelError, BackendError, ArtifactError, AgentError, SpecError)  # the rest of a study goes on without that model
+
+
+def rebuild(said: Any) -> EdgejouleError:
+    """The error that a worker reported, as our own class by that name; one that is not ours is an AgentError."""
+    if not isinstance(said, Mapping) or not isinstance(said.get("kind"), str):
+        return AgentError(f"the worker failed without saying why: {str(said)[:200]}")
+    message = str(said.get("message", ""))
+    kind = globals().get(said["kind"])
+    if kind is UnknownNameError:  # made of the names that were known there; its sentence is already whole
+        return SpecError(message)
+    if isinstance(kind, type) and issubclass(kind, EdgejouleError):
+        return kind(message)
+    return AgentError(f"the worker failed with {said['kind']}: {message}")

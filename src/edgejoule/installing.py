@@ -25,6 +25,7 @@ import edgejoule
 from edgejoule import environments
 from edgejoule.environments import Environment
 from edgejoule.errors import BackendError, OutputError
+from edgejoule.processes import end_group
 
 try:
     import fcntl
@@ -119,7 +120,7 @@ def _fill(environment: Environment, folder: Path, notify: Notify, lock: int) -> 
                 notify(told)
         code = process.wait()
     finally:
-        environments.end_group(process)
+        end_group(process)
     if code:
         raise BackendError(f"pip could not install the environment {environment.name} ({last_words(tail)}): {_advice(tail, folder)}")
 

@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Literal
 from edgejoule import environments
 from edgejoule.compile.mlprogram import facts_of, products_of
 from edgejoule.compile.reasons import reason
+from edgejoule.compile.sessions import check_images, check_one_stream
 from edgejoule.compile.toolchain import EXPORTER, versions
 from edgejoule.errors import ArtifactError, BackendError
 from edgejoule.records import Artifact, Placement, SessionInfo, TensorInfo
@@ -76,12 +77,12 @@ class CoreMl:
 
     def compile(self, export: Export, context: CompileContext) -> Path:
         """Writes model.mlpackage. Raises ModelError, and BackendError where coremltools refuses the network or did not do as told."""
-        import torch
+        from edgejoule.compile.export import save_program
 
         program, package = export.program, context.workdir / PACKAGE
         with tempfile.TemporaryDirectory(prefix="edgejoule-coreml-") as scratch:
             saved = Path(scratch) / "program.pt2"
-            torch.export.save(program, saved)
+            save_program(program, saved)
             job = {"program": str(saved), "package": str(package), "precision": self.precision, "target": self.target}
             if self.precision == "int8":
                 job |= _save_images(Path(scratch), context)
@@ -96,8 +97,7 @@ class CoreMl:
         """On a Mac. Raises ArtifactError for a damaged file, BackendError as ``runs_here``."""
         if (missing := self.runs_here()) is not None:
             raise BackendError(missing)
-        if streams != 1:
-            raise BackendError(f"coreml runs one stream here, {streams} were asked for: use one process a stream")
+        check_one_stream("coreml", streams)
         return CoreMlSession(Path(artifact.folder), self.units, threads)
 
     def handover(self, artifact: Artifact) -> Handover:
@@ -133,8 +133,7 @@ class CoreMlSession:
 
     def infer(self, images: Any) -> Mapping[str, Any]:
         """Raises BackendError for another shape or dtype than compiled for, and where Core ML fails."""
-        if images.shape != self._shape or images.dtype != "float32":
-            raise BackendError(f"images are {images.dtype} {images.shape}, expected float32 {self._shape}: compile for that batch and size")
+        check_images(images, self._shape)
         try:
             logits = self._model.predict({"images": images})["logits"]
         except Exception as error:

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from edgejoule.compile.reasons import reason
+from edgejoule.compile.sessions import check_images, check_one_stream
 from edgejoule.compile.toolchain import EXPORTER, versions
-from edgejoule.compile.torch_program import Layout, lacking, load_program, precision_of, program_of, save_program, set_products, shapes_of
+from edgejoule.compile.torch_program import Layout, lacking, load_program, precision_of, program_of, set_products, shapes_of
 from edgejoule.errors import BackendError
 from edgejoule.records import Artifact, Placement, SessionInfo, TensorInfo
 from edgejoule.seams import CompileContext, Export, Handover
@@ -40,14 +41,15 @@ class Eager:
     def compile(self, export: Export, context: CompileContext) -> Path:
         """Writes model.pt2. Raises ModelError (cannot be exported) and BackendError (cannot be saved)."""
         path = context.workdir / FILE
+        from edgejoule.compile.export import save_program
+
         save_program(program_of(export, self.precision, self.layout, context.shape), path)
         return path
 
     def load(self, artifact: Artifact, threads: int, streams: int = 1) -> EagerSession:
         """Raises ArtifactError for a damaged or foreign file, BackendError where torch or the GPU is missing, or the network cannot be
         captured in a CUDA graph. Runs one stream."""
-        if streams != 1:
-            raise BackendError(f"eager runs one stream, {streams} were asked for: use openvino, or one process a stream")
+        check_one_stream("eager", streams)
         if (missing := self.probe()) is not None:
             raise BackendError(missing)
         set_products(self.precision == "tf32")
@@ -95,8 +97,7 @@ class EagerSession:
 
     def infer(self, images: Any) -> Mapping[str, Any]:
         """Raises BackendError for another shape or dtype than compiled for, and where torch fails."""
-        if images.shape != self._shape or images.dtype != "float32":
-            raise BackendError(f"images are {images.dtype} {images.shape}, expected float32 {self._shape}: compile for that batch and size")
+        check_images(images, self._shape)
         torch = self._torch
         try:
             if self._gpu is not None:

@@ -20,6 +20,7 @@ from typing import Any, ClassVar, Literal
 
 from edgejoule import environments
 from edgejoule.compile.reasons import reason
+from edgejoule.compile.sessions import check_images, check_one_stream
 from edgejoule.compile.toolchain import EXPORTER, versions
 from edgejoule.errors import ArtifactError, BackendError
 from edgejoule.records import Artifact, Placement, SessionInfo, TensorInfo
@@ -65,16 +66,13 @@ class ExecuTorch:
         """Writes model.pte and plan.json. Raises ModelError (no classifier, no export) and BackendError (cannot be lowered)."""
         if (missing := self.probe()) is not None:
             raise BackendError(missing)
-        import torch
+        from edgejoule.compile.export import save_program
 
         path = context.workdir / FILE
         context.notify(f"executorch lowers the network for {self.partitioner}: tens of seconds")
         with tempfile.TemporaryDirectory(prefix="edgejoule-executorch-") as folder:
             program = Path(folder, "program.pt2")
-            try:
-                torch.export.save(export.program, program)
-            except RuntimeError as error:
-                raise BackendError(f"torch cannot save the exported program ({reason(error)}): use another backend") from error
+            save_program(export.program, program)
             job = {
                 "program": str(program),
                 "target": str(path.absolute()),
@@ -92,8 +90,7 @@ class ExecuTorch:
 
     def load(self, artifact: Artifact, threads: int, streams: int = 1) -> ExecuTorchSession:
         """Raises ArtifactError for files that are damaged or not of one compilation, BackendError where runtime or delegate is missing."""
-        if streams != 1:
-            raise BackendError(f"executorch runs one stream, {streams} were asked for: use openvino, or one process a stream")
+        check_one_stream("executorch", streams)
         if importlib.util.find_spec("executorch") is None:
             raise BackendError(
                 environments.missing(self.environment) or "executorch is in its environment only: load it with that one's python"
@@ -146,8 +143,7 @@ class ExecuTorchSession:
 
     def infer(self, images: Any) -> Mapping[str, Any]:
         """Raises BackendError for another shape or dtype than compiled for, and where the runtime fails."""
-        if images.shape != self._shape or images.dtype != "float32":
-            raise BackendError(f"images are {images.dtype} {images.shape}, expected float32 {self._shape}: compile for that batch and size")
+        check_images(images, self._shape)
         try:
             (logits,) = self._method([self._torch.from_numpy(images).contiguous()])  # the result is a copy
         except Exception as error:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from edgejoule.compile.reasons import reason
-from edgejoule.errors import ModelError, OutputError
+from edgejoule.errors import BackendError, ModelError, OutputError
 
 OPSET = 20  # the first with a Gelu operator: before it, every GELU is five nodes
 INPUT, OUTPUT = "images", "logits"
@@ -122,6 +122,19 @@ def export_program(module: Any, shape: tuple[int, int, int, int], name: str, dty
             raise ModelError(
                 f"torch.export refuses {name} ({reason(error)}): its forward must not depend on the values of tensors"
             ) from error
+
+
+def save_program(program: Any, path: Path) -> None:
+    """Raises BackendError, and OSError where the folder cannot be written: the caller knows it, and says why."""
+    import torch
+
+    try:
+        with quiet():
+            torch.export.save(program, path)
+    except OSError:
+        raise
+    except Exception as error:
+        raise BackendError(f"torch cannot save the exported program ({reason(error)}): use another backend") from error
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ from typing import Any, Literal
 from edgejoule import manifest
 from edgejoule.compile import aoti, aoti_source
 from edgejoule.compile.reasons import reason
+from edgejoule.compile.sessions import check_images, check_one_stream
 from edgejoule.compile.toolchain import EXPORTER, versions
 from edgejoule.compile.torch_program import (
     Layout,
@@ -25,7 +26,6 @@ from edgejoule.compile.torch_program import (
     precision_of,
     products_set,
     program_of,
-    save_program,
     set_products,
     shapes_of,
 )
@@ -68,6 +68,8 @@ class Inductor:
         """Writes model.pt2. Raises ModelError (cannot be exported) and BackendError (cannot be compiled or saved)."""
         path = context.workdir / FILE
         if not self.package:
+            from edgejoule.compile.export import save_program
+
             save_program(program_of(export, self.precision, self.layout, context.shape), path)
             return path
         program = self._program(export, context)
@@ -83,8 +85,7 @@ class Inductor:
     def load(self, artifact: Artifact, threads: int, streams: int = 1) -> InductorSession:
         """Raises ArtifactError for a file that is damaged, not the manifest's or made for another processor; BackendError where torch or
         the GPU is missing. Runs one stream."""
-        if streams != 1:
-            raise BackendError(f"inductor runs one stream, {streams} were asked for: use openvino, or one process a stream")
+        check_one_stream("inductor", streams)
         if (missing := self._cannot_run()) is not None:
             raise BackendError(missing)
         import torch
@@ -152,8 +153,7 @@ class InductorSession:
 
     def infer(self, images: Any) -> Mapping[str, Any]:
         """Raises BackendError for another shape or dtype than compiled for, and where torch fails."""
-        if images.shape != self._shape or images.dtype != "float32":
-            raise BackendError(f"images are {images.dtype} {images.shape}, expected float32 {self._shape}: compile for that batch and size")
+        check_images(images, self._shape)
         try:
             if self._gpu is not None:
                 return {"logits": self._gpu(images)}

@@ -19,6 +19,7 @@ from typing import Any, ClassVar, Literal
 from edgejoule import environments
 from edgejoule.compile.litert_graph import Operator, placement, precision
 from edgejoule.compile.reasons import reason
+from edgejoule.compile.sessions import check_images, check_one_stream
 from edgejoule.compile.toolchain import EXPORTER, versions
 from edgejoule.errors import ArtifactError, BackendError
 from edgejoule.records import Artifact, Placement, SessionInfo, TensorInfo
@@ -79,9 +80,12 @@ class LiteRt:
         if self.delegate == "edgetpu" and shutil.which(EDGETPU_COMPILER) is None:
             raise BackendError(f"{EDGETPU_COMPILER} is not installed: install Coral's edgetpu-compiler (Debian on x86-64 only)")
         path = context.workdir.absolute() / FILE
+        from edgejoule.compile.export import save_program
+
         with tempfile.TemporaryDirectory(prefix="edgejoule-litert-") as name:
-            program = _save(export.program, Path(name) / "program.pt2")
-            job = {"program": program, "target": str(path), "recipe": self._recipe(), "shape": list(context.shape)}
+            program = Path(name) / "program.pt2"
+            save_program(export.program, program)
+            job = {"program": str(program), "target": str(path), "recipe": self._recipe(), "shape": list(context.shape)}
             if self.mode == "static":
                 job["calibration"] = _save_images(context.calibration(), Path(name) / "calibration.npy")
             context.notify("litert converts the network in its own environment")
@@ -101,8 +105,7 @@ class LiteRt:
 
     def load(self, artifact: Artifact, threads: int, streams: int = 1) -> LiteRtSession:
         """Raises ArtifactError for a damaged file, BackendError where LiteRT or the delegate is missing or refuses it. One stream."""
-        if streams != 1:
-            raise BackendError(f"litert runs one stream, {streams} were asked for: use openvino, or one process a stream")
+        check_one_stream("litert", streams)
         if not _runtime_is_here():
             advice = f"load it with {environments.python_of(self.environment)}, as edgejoule's worker does"
             raise BackendError(f"litert is not in this installation but in its own environment: {self.probe() or advice}")
@@ -155,8 +158,7 @@ class LiteRtSession:
 
     def infer(self, images: Any) -> Mapping[str, Any]:
         """Raises BackendError for another shape or dtype than compiled for, and where the runtime fails."""
-        if images.shape != self._shape or images.dtype != "float32":
-            raise BackendError(f"images are {images.dtype} {images.shape}, expected float32 {self._shape}: compile for that batch and size")
+        check_images(images, self._shape)
         try:
             self._interpreter.set_tensor(self._entry, images)
             self._interpreter.invoke()
@@ -221,21 +223,6 @@ def _operator(details: Mapping[str, Any]) -> Operator:
 
 def _tensor(details: Mapping[str, Any]) -> TensorInfo:
     return TensorInfo(details["name"], tuple(map(int, details["shape"])), details["dtype"].__name__)
-
-
-def _save(program: Any, path: Path) -> str:
-    import torch
-
-    from edgejoule.compile.export import quiet
-
-    try:
-        with quiet():
-            torch.export.save(program, path)
-    except OSError:
-        raise
-    except Exception as error:
-        raise BackendError(f"torch cannot save the exported program ({reason(error)}): use another backend") from error
-    return str(path)
 
 
 def _save_images(images: Any, path: Path) -> str:

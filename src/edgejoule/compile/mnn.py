@@ -19,9 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from edgejoule import environments, manifest
+from edgejoule import environments
+from edgejoule.compile.hashed import checked_facts, sha256_by_name
 from edgejoule.compile.mnn_module import ENTRY, FILE, LEAVE, PROOF, RUNTIME, SEED, config, forward, import_mnn, load, prove
 from edgejoule.compile.reasons import reason
+from edgejoule.compile.sessions import check_images, check_one_stream
 from edgejoule.compile.toolchain import ONNX_EXPORTER, versions
 from edgejoule.errors import ArtifactError, BackendError
 from edgejoule.records import Artifact, Placement, SessionInfo, TensorInfo
@@ -78,14 +80,13 @@ class Mnn:
             context.note(
                 "held-out search", "none: weights by channel, inputs by their own range; the budget was not judged while compiling"
             )
-        facts = {"images": context.shape, "logits": (context.shape[0], classes), "sha256": _hashes(context.workdir)}
+        facts = {"images": context.shape, "logits": (context.shape[0], classes), "sha256": sha256_by_name(context.workdir, (FILE, PROOF))}
         (context.workdir / FACTS).write_text(json.dumps(facts), encoding="utf-8")
         return context.workdir / FILE
 
     def load(self, artifact: Artifact, threads: int, streams: int = 1) -> MnnSession:
         """Raises ArtifactError for a damaged file, BackendError where MNN is not in this Python. Runs one stream."""
-        if streams != 1:
-            raise BackendError(f"mnn runs one stream here, {streams} were asked for: use openvino, or one process a stream")
+        check_one_stream("mnn", streams)
         return MnnSession(Path(artifact.folder), self.precision, threads)
 
     def handover(self, artifact: Artifact) -> Handover:
@@ -98,7 +99,7 @@ class MnnSession:
     """``infer`` takes (B, C, H, W) float32 and returns {"logits": (B, K) float32}."""
 
     def __init__(self, folder: Path, asked: str, threads: int) -> None:
-        facts = _facts(folder)
+        facts = checked_facts(folder, FACTS, (FILE, PROOF), "MNN")
         self._mnn = import_mnn()
         self._folder, self._config = folder, config(asked, threads)
         self._shape = tuple(facts["images"])
@@ -118,8 +119,7 @@ class MnnSession:
 
     def infer(self, images: Any) -> Mapping[str, Any]:
         """Raises BackendError for another shape or dtype than compiled for, and where MNN fails."""
-        if images.shape != self._shape or images.dtype != "float32":
-            raise BackendError(f"images are {images.dtype} {images.shape}, expected float32 {self._shape}: compile for that batch and size")
+        check_images(images, self._shape)
         try:
             (logits,) = forward(self._mnn, self._module, images)  # (B, K)
         except Exception as error:
@@ -172,23 +172,6 @@ def _precision(proven: Mapping[str, float], asked: str) -> str:
     if any(coarse) and asked == "fp32":
         return "reduced"
     return asked if all(coarse) else "fp32"
-
-
-def _facts(folder: Path) -> dict[str, Any]:
-    """What compile wrote, after comparing the files with it: MNN may crash on a damaged file. Raises ArtifactError."""
-    try:
-        facts: dict[str, Any] = json.loads((folder / FACTS).read_text(encoding="utf-8"))
-        whole = _hashes(folder) == facts["sha256"]
-        len(facts["images"]), len(facts["logits"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(f"{folder} holds no MNN artifact that can be read ({reason(error)}): compile again") from error
-    if not whole:
-        raise ArtifactError(f"{folder / FILE} is not the file that was compiled: compile again")
-    return facts
-
-
-def _hashes(folder: Path) -> dict[str, str]:
-    return {file.name: file.sha256 for file in manifest.hash_files(folder, [FILE, PROOF])}
 
 
 def _python(modes: Mapping[str, str], shape: tuple[int, ...]) -> str:

@@ -19,11 +19,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from edgejoule import environments, manifest
+from edgejoule import environments
+from edgejoule.compile.hashed import checked_facts, sha256_by_name
 from edgejoule.compile.ncnn_net import BIN, ENTRY, HALF, LEAVE, PARAM, TINY, Layer, load, read_layers
 from edgejoule.compile.reasons import reason
+from edgejoule.compile.sessions import check_images, check_one_stream
 from edgejoule.compile.toolchain import EXPORTER, versions
-from edgejoule.errors import ArtifactError, BackendError
+from edgejoule.errors import BackendError
 from edgejoule.records import Artifact, Placement, SessionInfo, TensorInfo
 from edgejoule.seams import CompileContext, Export, Handover
 
@@ -73,15 +75,14 @@ class Ncnn:
         facts = {
             "images": context.shape,
             "logits": (context.shape[0], classes),
-            "sha256": _hashes(context.workdir),
+            "sha256": sha256_by_name(context.workdir, (PARAM, BIN)),
         }
         (context.workdir / FACTS).write_text(json.dumps(facts), encoding="utf-8")
         return context.workdir / PARAM
 
     def load(self, artifact: Artifact, threads: int, streams: int = 1) -> NcnnSession:
         """Raises ArtifactError for a damaged file, BackendError where ncnn is not in this Python. Runs one stream."""
-        if streams != 1:  # its Python binding holds the interpreter while it runs: n threads would wait for one another
-            raise BackendError(f"ncnn runs one stream here, {streams} were asked for: use openvino, or one process a stream")
+        check_one_stream("ncnn", streams)  # its Python binding holds the interpreter while it runs: n threads would wait for one another
         return NcnnSession(Path(artifact.folder), self.precision == "fp16", threads)
 
     def handover(self, artifact: Artifact) -> Handover:
@@ -94,7 +95,7 @@ class NcnnSession:
     """``infer`` takes (B, C, H, W) float32 and returns {"logits": (B, K) float32}; the B images run one after another."""
 
     def __init__(self, folder: Path, half: bool, threads: int) -> None:
-        facts = _facts(folder)
+        facts = checked_facts(folder, FACTS, (PARAM, BIN), "ncnn")
         self._ncnn = _import_ncnn()
         self._folder, self._threads = folder, threads
         self._shape, self._classes = tuple(facts["images"]), int(facts["logits"][1])
@@ -113,8 +114,7 @@ class NcnnSession:
         """Raises BackendError for another shape or dtype than compiled for, and where ncnn fails."""
         import numpy as np
 
-        if images.shape != self._shape or images.dtype != "float32":
-            raise BackendError(f"images are {images.dtype} {images.shape}, expected float32 {self._shape}: compile for that batch and size")
+        check_images(images, self._shape)
         logits = np.empty((len(images), self._classes), dtype=np.float32)  # (B, K)
         for i, image in enumerate(images):
             extractor = self._net.create_extractor()
@@ -184,26 +184,6 @@ def _import_ncnn() -> Any:
             f"ncnn is not in this Python ({reason(error)}): edgejoule doctor --install ncnn, or on a board pip install ncnn"
         ) from error
     return ncnn
-
-
-def _facts(folder: Path) -> dict[str, Any]:
-    """What compile wrote, after comparing the files with it: ncnn reads a damaged file as far as it goes, and may crash on it.
-
-    Raises ArtifactError.
-    """
-    try:
-        facts: dict[str, Any] = json.loads((folder / FACTS).read_text(encoding="utf-8"))
-        whole = _hashes(folder) == facts["sha256"]
-        len(facts["images"]), len(facts["logits"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(f"{folder} holds no ncnn artifact that can be read ({reason(error)}): compile again") from error
-    if not whole:
-        raise ArtifactError(f"{folder / PARAM} or {BIN} is not the file that was compiled: compile again")
-    return facts
-
-
-def _hashes(folder: Path) -> dict[str, str]:
-    return {file.name: file.sha256 for file in manifest.hash_files(folder, [PARAM, BIN])}
 
 
 def _precisions(ncnn: Any, net: Any, twin: Any, layers: list[Layer], image: Any) -> Counter[str]:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from edgejoule.compile.onnxruntime_handover import CPP, INSTALL, PYTHON
 from edgejoule.compile.onnxruntime_sessions import CONFIG, INT8_CONFIG, PROVIDER, audit_file, open_session, providers
 from edgejoule.compile.reasons import reason
+from edgejoule.compile.sessions import check_images
 from edgejoule.compile.toolchain import ONNX_EXPORTER, versions
 from edgejoule.errors import ArtifactError, BackendError, EdgejouleError
 from edgejoule.records import Artifact, Placement, SessionInfo, TensorInfo
@@ -214,8 +215,7 @@ class OnnxRuntimeSession:
         self._session = None
 
     def _check(self, images: Any) -> None:
-        if images.shape != self._shape or images.dtype != "float32":
-            raise BackendError(f"images are {images.dtype} {images.shape}, expected float32 {self._shape}: compile for that batch and size")
+        check_images(images, self._shape)
 
 
 def _save(onnx: Any, model: Any, weights: str, path: Path) -> None:

@@ -18,6 +18,7 @@ from edgejoule.compile.openvino_audit import placement, precision
 from edgejoule.compile.openvino_import import import_openvino
 from edgejoule.compile.openvino_restore import weighted_names
 from edgejoule.compile.reasons import reason
+from edgejoule.compile.sessions import check_images
 from edgejoule.errors import ArtifactError, BackendError
 from edgejoule.records import Placement, SessionInfo, TensorInfo
 
@@ -100,8 +101,7 @@ class OpenVinoSession:
     def _check(self, images: Any) -> None:
         if not self._open:
             raise BackendError("the session is closed: load the artifact again")
-        if images.shape != self._shape or images.dtype != "float32":
-            raise BackendError(f"images are {images.dtype} {images.shape}, expected float32 {self._shape}: compile for that batch and size")
+        check_images(images, self._shape)
 
     def audit(self, images: Any) -> Placement:
         """Which operators run where and in what precision: compiled once more with OpenVINO's own counters, and run. Raises as infer."""

@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 from edgejoule.bench import default_cache
 from edgejoule.compile.reasons import reason
+from edgejoule.compile.sessions import check_images, check_one_stream
 from edgejoule.compile.toolchain import ONNX_EXPORTER, versions
 from edgejoule.compile.trtexec import OLDEST, placement_of
 from edgejoule.errors import ArtifactError, BackendError
@@ -121,8 +122,7 @@ class TensorRt:
 
     def load(self, artifact: Artifact, threads: int, streams: int = 1) -> TensorRtSession:
         """Builds the engine where the cache has none: minutes. Raises ArtifactError for a damaged file, BackendError as ``runs_here``."""
-        if streams != 1:
-            raise BackendError(f"tensorrt runs one stream here, {streams} were asked for: use one process a stream")
+        check_one_stream("tensorrt", streams)
         if (missing := self.runs_here()) is not None:
             raise BackendError(missing)
         return TensorRtSession(Path(artifact.folder), self.workspace_mib * MIB, threads)
@@ -171,8 +171,7 @@ class TensorRtSession:
 
     def infer(self, images: Any) -> Mapping[str, Any]:
         """Raises BackendError for another shape or dtype than compiled for, and where the GPU fails."""
-        if images.shape != self._shape or images.dtype != "float32":
-            raise BackendError(f"images are {images.dtype} {images.shape}, expected float32 {self._shape}: compile for that batch and size")
+        check_images(images, self._shape)
         cuda, logits = self._cuda, self._host[self._output]
         self._host[self._input][...] = images  # contiguous, whatever the caller's strides are
         self._copy(self._input, cuda.cudaMemcpyKind.cudaMemcpyHostToDevice)

@@ -104,21 +104,6 @@ def program_of(export: Export, precision: str, layout: Layout, shape: tuple[int,
     return export_program(prepared(export.module, precision, layout, shape), shape, name)
 
 
-def save_program(program: Any, path: Path) -> None:
-    """Raises BackendError, and OSError where the folder cannot be written: the caller knows it, and says why."""
-    import torch
-
-    from edgejoule.compile.export import quiet
-
-    try:
-        with quiet():
-            torch.export.save(program, path)
-    except OSError:
-        raise
-    except Exception as error:
-        raise BackendError(f"torch cannot save the exported program ({reason(error)}): use another backend") from error
-
-
 def load_program(path: Path, device: str) -> Any:
     """The saved ExportedProgram, on the device. Raises ArtifactError for a file that is none, BackendError where it does not fit there."""
     import torch

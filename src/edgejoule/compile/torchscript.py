@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from edgejoule import manifest
 from edgejoule.compile.reasons import reason
+from edgejoule.compile.sessions import check_images, check_one_stream
 from edgejoule.compile.toolchain import EXPORTER, versions
 from edgejoule.compile.torch_program import SHORT, Layout, prepared
 from edgejoule.errors import ArtifactError, BackendError
@@ -73,8 +74,7 @@ class TorchScript:
 
     def load(self, artifact: Artifact, threads: int, streams: int = 1) -> TorchScriptSession:
         """Raises ArtifactError for a file that is damaged or not the manifest's, BackendError where torch is missing. One stream."""
-        if streams != 1:
-            raise BackendError(f"torchscript runs one stream, {streams} were asked for: use openvino, or one process a stream")
+        check_one_stream("torchscript", streams)
         if (missing := self.probe()) is not None:
             raise BackendError(missing)
         return TorchScriptSession(_verified(artifact, self.file), self.lite, self.optimize, threads)
@@ -123,8 +123,7 @@ class TorchScriptSession:
 
     def infer(self, images: Any) -> Mapping[str, Any]:
         """Raises BackendError for another shape or dtype than compiled for, and where torch fails."""
-        if images.shape != self._shape or images.dtype != "float32":
-            raise BackendError(f"images are {images.dtype} {images.shape}, expected float32 {self._shape}: compile for that batch and size")
+        check_images(images, self._shape)
         try:
             with self._torch.inference_mode():
                 logits = self._module(self._torch.from_numpy(images)).float()  # (B, K)

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from edgejoule.errors import AgentError, DataError, EdgejouleError, MeterError
 from edgejoule.plain import decode, encode
+from edgejoule.processes import die_with_parent, take_stdout
 from edgejoule.records import Artifact, Job, Outputs, Trial, floats
 
 if TYPE_CHECKING:
@@ -65,24 +66,6 @@ def main() -> int:
         answers.send({"error": {"kind": "AgentError", "message": f"{type(error).__name__}: {error}"}})
         return 1
     return 0
-
-
-def take_stdout() -> TextIO:
-    """Keep the real standard output for the protocol and send file descriptor 1 to standard error."""
-    sys.stdout.flush()
-    real = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    sys.stdout = sys.stderr
-    return real
-
-
-def die_with_parent() -> None:
-    """On Linux: be killed with the run that asked, so that no orphan disturbs the next one's measurements."""
-    if sys.platform == "linux":
-        import ctypes
-        import signal
-
-        ctypes.CDLL(None).prctl(1, int(signal.SIGKILL))  # PR_SET_PDEATHSIG
 
 
 def read_job(text: str) -> Job:

@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from edgejoule import environments, errors, manifest, registry
-from edgejoule.errors import AgentError, EdgejouleError, SpecError, TransportError
+from edgejoule import environments, manifest, registry
+from edgejoule.errors import AgentError, EdgejouleError, TransportError, rebuild
 from edgejoule.plain import decode, encode
 from edgejoule.records import Job, Outputs, Trial
 from edgejoule.seams import Transport
@@ -76,19 +76,6 @@ def worker_argv(artifact: str, transport: str = "local") -> list[str]:
         environment = getattr(registry.create("backend", said), "environment", None)
         return (environment and environments.argv_of(environment, AGENT)) or here
     return here
-
-
-def rebuild(said: Any) -> EdgejouleError:
-    """The error that a worker reported, as our own class by that name; one that is not ours is an AgentError."""
-    if not isinstance(said, Mapping) or not isinstance(said.get("kind"), str):
-        return AgentError(f"the worker failed without saying why: {str(said)[:SHOWN]}")
-    message = str(said.get("message", ""))
-    kind = getattr(errors, said["kind"], None)
-    if kind is errors.UnknownNameError:  # made of the names that were known there; its sentence is already whole
-        return SpecError(message)
-    if isinstance(kind, type) and issubclass(kind, EdgejouleError):
-        return kind(message)
-    return AgentError(f"the worker failed with {said['kind']}: {message}")
 
 
 def _parse(line: str) -> Mapping[str, Any]:

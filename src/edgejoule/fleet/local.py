@@ -7,10 +7,8 @@ that no worker outlives its trial. Knows nothing of jobs and trials.
 from __future__ import annotations
 
 import contextlib
-import os
 import queue
 import shutil
-import signal
 import subprocess
 import threading
 import time
@@ -21,6 +19,7 @@ from pathlib import Path
 from typing import IO
 
 from edgejoule.errors import TransportError
+from edgejoule.processes import end_group, signal_name
 
 TAIL = 20  # lines of the standard error that an error message carries
 GRACE_S = 5.0  # between the end of the output and the end of the process
@@ -64,7 +63,7 @@ class Local:
         try:
             yield from _lines(process, stdin, time.monotonic() + timeout_s, timeout_s, tail)
         finally:
-            _kill(process)
+            end_group(process)
 
 
 def _lines(process: subprocess.Popen[str], stdin: str, deadline: float, timeout_s: float, tail: deque[str]) -> Iterator[str]:
@@ -91,7 +90,7 @@ def _lines(process: subprocess.Popen[str], stdin: str, deadline: float, timeout_
         raise TransportError(f"closed its output but did not end within {GRACE_S:g} s: killed{_last(tail)}") from None
     threads[2].join(timeout=1.0)
     if code < 0:
-        raise TransportError(f"killed by {_signal_name(-code)}{_last(tail)}")
+        raise TransportError(f"killed by {signal_name(-code)}{_last(tail)}")
     if code > 0:
         raise TransportError(f"ended with exit code {code}, expected 0{_last(tail)}")
 
@@ -113,24 +112,6 @@ def _keep(pipe: IO[str], tail: deque[str]) -> None:
     with contextlib.suppress(ValueError), pipe:
         for line in pipe:
             tail.append(line.rstrip("\n"))
-
-
-def _kill(process: subprocess.Popen[str]) -> None:
-    """End the whole group, even where its leader has ended: it may have left children."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        if hasattr(os, "killpg"):
-            os.killpg(process.pid, signal.SIGKILL)
-        else:
-            process.kill()
-    process.wait()
-
-
-def _signal_name(number: int) -> str:
-    try:
-        name = signal.Signals(number).name
-    except ValueError:
-        name = f"signal {number}"
-    return f"{name} (out of memory?)" if name == "SIGKILL" else name
 
 
 def _last(tail: deque[str]) -> str:
