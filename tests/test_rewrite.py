@@ -13,7 +13,7 @@ pytest.importorskip("openvino")
 
 from edgejoule.compile.export import TorchExport
 from edgejoule.compile.openvino_attention import rewrite_attention
-from edgejoule.compile.openvino_import import import_openvino
+from edgejoule.compile.openvino_import import core, import_openvino
 from edgejoule.compile.openvino_moves import rewrite_moves
 from edgejoule.compile.openvino_patches import rewrite_patches
 from edgejoule.compile.openvino_restore import weighted_names
@@ -28,7 +28,7 @@ RANDOM = np.random.default_rng(0)
 
 
 def run(model: Any, *inputs: Any) -> Any:
-    request = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}).create_infer_request()
+    request = core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}).create_infer_request()
     return np.array(request.infer(list(inputs))[0])
 
 
@@ -171,7 +171,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 @pytest.mark.parametrize(("name", "attentions"), [("test_vit", 1), ("test_efficientnet", 0)])
 def test_a_whole_network_answers_the_same(exported: Callable[[str], Path], name: str, attentions: int) -> None:
-    model = openvino.Core().read_model(exported(name))
+    model = core().read_model(exported(name))
     images = normal(2, 3, 160, 160)
     wanted, products = run(model, images), len(weighted_names(fold_constants(model.clone())))
     done = rewrite(model, fold=True)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from edgejoule.compile.openvino_import import import_openvino
+from edgejoule.compile.openvino_import import core, import_openvino
 from edgejoule.compile.openvino_rewrite import rewrite
 from edgejoule.compile.quantize.options import Options
 from edgejoule.compile.reasons import reason
@@ -82,15 +82,15 @@ class OpenVino:
     def _probe_runtime(self) -> str | None:
         """What loading needs; a board that only runs int8 files needs no quantiser."""
         try:
-            openvino = import_openvino()
+            import_openvino()
         except (ImportError, OSError) as error:
             return f"openvino cannot be imported ({reason(error)}): pip install 'edgejoule[openvino]'"
         name = self.device.upper()
         try:
-            core = openvino.Core()
-            if not any(found == name or found.startswith(f"{name}.") for found in core.available_devices):
-                return f"openvino sees no {name}: install its driver, or use one of {', '.join(core.available_devices).lower()}"
-            able = core.get_property(name, "OPTIMIZATION_CAPABILITIES")
+            devices = core().available_devices
+            if not any(found == name or found.startswith(f"{name}.") for found in devices):
+                return f"openvino sees no {name}: install its driver, or use one of {', '.join(devices).lower()}"
+            able = core().get_property(name, "OPTIMIZATION_CAPABILITIES")
         except RuntimeError as error:
             return f"openvino does not start ({reason(error)}): install it again"
         for wanted in (self.precision, self.inference):
@@ -112,7 +112,7 @@ class OpenVino:
         try:
             openvino = import_openvino()
 
-            model = self._quantized(source, context) if self.precision == "int8" else openvino.Core().read_model(source)
+            model = self._quantized(source, context) if self.precision == "int8" else core().read_model(source)
             if self.rewrite and (done := rewrite(model, fold=self.precision != "int8")):
                 context.note("rewritten", ", ".join(f"{count} {what}" for what, count in done.items()))
             openvino.save_model(model, path, compress_to_fp16=self.storage == "fp16")
@@ -132,14 +132,12 @@ class OpenVino:
 
             model, chosen = quantize_by_nncf(source, context, options)
         else:
-            openvino = import_openvino()
-
             from edgejoule.compile.quantize import quantize_onnx
 
             with tempfile.TemporaryDirectory(prefix="edgejoule-openvino-") as folder:
                 target = Path(folder) / "quantized.onnx"
                 chosen = quantize_onnx(source, context, options, target)
-                model = openvino.Core().read_model(target.read_bytes())
+                model = core().read_model(target.read_bytes())
         for what, word in chosen.notes().items():
             context.note(what, word)
         return model

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from edgejoule.compile.export import quiet
-from edgejoule.compile.openvino_import import REPORTER, import_openvino, without
+from edgejoule.compile.openvino_import import REPORTER, core, signal_stack_kept, without
 from edgejoule.compile.openvino_restore import WAY, activation_quantizers, bypass, int8_names, is_weighted, weighted_names
 from edgejoule.compile.openvino_rewrite import fold_constants
 from edgejoule.compile.quantize.options import Chosen, Options
@@ -60,9 +60,8 @@ class Judge:
 
     def logits(self, model: Any, most: int | None = None) -> Array:
         """(M, K) float64, of the first ``most`` batches."""
-        openvino = import_openvino()
         config = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
-        request = openvino.Core().compile_model(model, "CPU", config).create_infer_request()
+        request = core().compile_model(model, "CPU", config).create_infer_request()
         rows = [request.infer(batch, share_inputs=True)[0] for batch in self.images[:most]]
         return np.concatenate(rows)[: len(self.held.images)].astype(np.float64)
 
@@ -93,9 +92,8 @@ class _Search:
     """The order of events. Each attempt is one run of NNCF and one of the held-out images."""
 
     def __init__(self, source: Path, context: CompileContext, options: Options) -> None:
-        openvino = import_openvino()
         self._nncf, self._context, self._options = _nncf(), context, options
-        self._float = fold_constants(openvino.Core().read_model(source))  # NNCF takes a weight for one only where it is a constant
+        self._float = fold_constants(core().read_model(source))  # NNCF takes a weight for one only where it is a constant
         calibration = context.calibration()
         if calibration is None or not len(calibration):
             raise BackendError("int8 needs images to calibrate with, none were given: name a source of images, or use precision='fp32'")
@@ -157,7 +155,7 @@ class _Search:
             activations_range_estimator_params=_estimator(ranges),
             disable_bias_correction=not correct,
         )
-        with quiet():
+        with quiet(), signal_stack_kept():  # NNCF begins plugins of its own
             return nncf.quantize(
                 model,
                 nncf.Dataset(self._calibration),

@@ -15,7 +15,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from edgejoule.compile.openvino_audit import placement, precision
-from edgejoule.compile.openvino_import import import_openvino
+from edgejoule.compile.openvino_import import core, import_openvino
 from edgejoule.compile.openvino_restore import weighted_names
 from edgejoule.compile.reasons import reason
 from edgejoule.compile.sessions import check_images
@@ -35,14 +35,13 @@ class OpenVinoSession:
         openvino = import_openvino()
 
         self._path, self._device, self._config = path, device, dict(config)
-        core = openvino.Core()
-        model = _read(core, path)
+        model = _read(path)
         self._idle: SimpleQueue[Any] = SimpleQueue()
         self._waiting = threading.Lock()
         self._executor: ThreadPoolExecutor | None = None
         self._streams, self._open = streams, True
         try:
-            compiled = core.compile_model(model, device, self._config)
+            compiled = core().compile_model(model, device, self._config)
             for _ in range(streams):
                 self._idle.put(compiled.create_infer_request())
             self._shape = tuple(compiled.input(0).shape)
@@ -105,13 +104,10 @@ class OpenVinoSession:
 
     def audit(self, images: Any) -> Placement:
         """Which operators run where and in what precision: compiled once more with OpenVINO's own counters, and run. Raises as infer."""
-        openvino = import_openvino()
-
         self._check(images)
-        core = openvino.Core()
         try:
-            model = _read(core, self._path)
-            compiled = core.compile_model(model, self._device, {**self._config, "PERF_COUNT": "YES"})
+            model = _read(self._path)
+            compiled = core().compile_model(model, self._device, {**self._config, "PERF_COUNT": "YES"})
             compiled.create_infer_request().infer(images, share_inputs=True)
             return placement(compiled, self._device, frozenset(weighted_names(model)))
         except RuntimeError as error:
@@ -130,13 +126,13 @@ class OpenVinoSession:
             self._idle.get()
 
 
-def _read(core: Any, path: Path) -> Any:
+def _read(path: Path) -> Any:
     """Raises ArtifactError. What is no XML is never handed over: OpenVINO would try every other format's parser on it, aloud."""
     try:
         with path.open("rb") as stream:
             is_xml = stream.read(5) == b"<?xml"
         if is_xml:
-            return core.read_model(path)
+            return core().read_model(path)
     except Exception as error:
         raise ArtifactError(f"openvino cannot read {path} ({reason(error)}): compile again") from error
     raise ArtifactError(f"{path} is damaged: it is no XML; compile again")
