@@ -143,7 +143,7 @@ def test_what_flatbuffers_write_for_infinity_is_read() -> None:
     assert json.loads(told) == {"output_min": 0.0, "output_max": "inf", "a": "-inf", "b": "nan", "info": "inform"}
 
 
-@pytest.mark.parametrize(("products", "precision"), [({"int8": 25, "fp32": 1}, "int8"), ({"int8": 1, "fp32": 2}, "fp32"), ({}, "fp32")])
+@pytest.mark.parametrize(("products", "precision"), [({"int8": 25, "fp32": 1}, "int8"), ({"int8": 1, "fp32": 2}, "fp32"), ({}, "unknown")])
 def test_the_precision_is_that_of_most_products(products: dict[str, int], precision: str) -> None:
     assert executorch._precision(products) == precision
 

@@ -272,7 +272,7 @@ def test_a_layer_that_hurts_goes_back_to_float(tmp_path: Path) -> None:
     notes, placed = quantised(tmp_path, 'smoothing="off", ranges="minmax"', max_drop_pct=20.0)
     assert notes["quantized"] == "1 of 2 products with weights" and placed.precisions == {"int8": 1, "fp32": 1}
     assert float(notes["held-out error, min-max without smoothing"]) > 0.5 > 0.2 > float(notes["held-out error"].split()[0])
-    assert float(notes["held-out drop"].removesuffix(" points of agreement")) <= 20
+    assert float(notes["held-out drop"].partition(" points of agreement")[0]) <= 20
 
 
 def test_without_a_search_it_stays_and_the_note_says_so(tmp_path: Path) -> None:
@@ -289,7 +289,7 @@ def test_labels_are_the_truth_where_they_are_known(tmp_path: Path) -> None:
     images = np.random.default_rng(2).normal(size=(24, 3, 8, 8)).astype(np.float32)
     labels = np.full(16, 10)  # no answer is right, so nothing can be lost
     notes, placed = quantised(tmp_path, 'smoothing="off", ranges="minmax"', held=lambda: Held(images[8:], labels))
-    assert notes["held-out drop"] == "0 points of top-1" and placed.precisions == {"int8": 2}
+    assert notes["held-out drop"].startswith("0 points of top-1 (one image of ") and placed.precisions == {"int8": 2}
 
 
 def test_smoothing_and_ranges_are_chosen_by_the_error(tmp_path: Path) -> None:

@@ -205,8 +205,8 @@ def _read_plan(folder: Path) -> dict[str, Any]:
 
 
 def _precision(products: Mapping[str, int]) -> str:
-    """That of most products with weights; one kind alone where all are of it. A delegate that does not tell runs what it was given."""
-    return max(products, key=lambda kind: products[kind]) if products else "fp32"
+    """That of most products with weights; "unknown" where the delegate does not tell, and what is unknown is not ranked."""
+    return max(products, key=lambda kind: products[kind]) if products else "unknown"
 
 
 def _tensor(meta: Any, name: str) -> TensorInfo:

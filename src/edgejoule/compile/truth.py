@@ -21,10 +21,11 @@ from edgejoule.records import Caveat, Parity, Placement, SessionInfo, Variant
 TINY = 1e-12  # stands in for the norm of a vanishing reference, so that its relative error stays a number
 BLIND_RMS = 1e-3
 # The largest relative error of an image's logits that rounding explains. Over 20 catalog networks with random weights, fp32 stayed below
-# 1.2e-3 (levit_128s, which amplifies noise) and bfloat16 above 7e-3.
-WORST = {"fp32": 3e-3, "tf32": 5e-2, "bf16": 5e-2, "fp16": 5e-2, "int8": 1.0}
+# 1.2e-3 (levit_128s, which amplifies noise) and bfloat16 above 7e-3; a trained network of
+# digits that was shown photographs moved by up to 0.11 in bfloat16 (median 0.034), and gave every test digit the same answer.
+WORST = {"fp32": 3e-3, "tf32": 5e-2, "bf16": 0.25, "fp16": 5e-2, "int8": 1.0}
 # The median over images, which quantisation moves: a sound int8 network stays near 0.03, one whose runtime corrupts it was at 0.56.
-TYPICAL = {"int8": 0.25}
+TYPICAL = {"bf16": 7e-2, "int8": 0.25}
 # How often the first answer must stay the same, at least: condemned where so few or fewer would stay by less than this chance, so that
 # few images never condemn. With random weights classes are near ties that any rounding flips: there the logits' error is what judges.
 SAME, SAME_RANDOM = {"fp32": 0.99, "tf32": 0.99, "bf16": 0.97, "fp16": 0.97, "int8": 0.97}, {"fp32": 0.99, "int8": 0.5}

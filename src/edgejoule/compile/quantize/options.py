@@ -70,7 +70,8 @@ class Chosen:
             notes["kept in float"] = ", ".join(self.kept_float[:MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
         if self.error is not None and self.drop_pct is not None:
             notes["held-out error"] = f"{self.error:.2g} of the logits' norm ({self.held} images)"
-            notes["held-out drop"] = f"{self.drop_pct:.3g} points of {self.drop_kind}"
+            one = f"one image of {self.held} is {100 / self.held:.2g}, and always allowed" if self.held else "of no image"
+            notes["held-out drop"] = f"{self.drop_pct:.3g} points of {self.drop_kind} ({one})"
             if not self.within_budget:
                 notes[OVER_BUDGET] = f"{self.drop_pct:.3g} points of {self.drop_kind} are lost on {self.held} held-out images"
         if self.naive_error is not None:
