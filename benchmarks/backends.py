@@ -312,15 +312,20 @@ def main() -> None:
     backends = [registry.canonical(one) for one in args.backends.split(";")] if args.backends else list(usable())
     if BASE not in backends:
         backends.insert(0, BASE)
+    out = Path(args.out) if args.out else None
     result: dict[str, Any] = {"threads": args.threads, "rounds": args.rounds, "peaks": gemm_peaks(args.threads), "models": []}
+    if out is not None and out.exists():  # a run that was stopped goes on behind the last model that it finished
+        result["models"] = json.loads(out.read_text())["models"]
     for name in args.models.split(","):
+        if any(model["model"] == name for model in result["models"]):
+            continue
         print(f"== {name}", file=sys.stderr)
         again = gemm_peaks(args.threads)  # the machine may have been busy before: the best of all counts
         result["peaks"] = {kind: max(value, again[kind]) for kind, value in result["peaks"].items()}
         result["models"].append(measure_model(name, backends, args, bench, result["peaks"]))
-        result["summary"] = summary(result["models"])
-        if args.out:  # after every model: a killed run keeps what it has
-            Path(args.out).write_text(json.dumps(result, indent=1))
+        if out is not None:
+            out.write_text(json.dumps(result, indent=1))
+    result["summary"] = summary(result["models"])
     print(markdown(result))
 
 

@@ -116,6 +116,7 @@ def test_the_whole_of_it_on_a_processor_with_a_fake_nvml(tmp_path: Path) -> None
     assert done.returncode == 0, done.stdout + done.stderr
     (page,), (data,) = (tmp_path / "out").glob("*.md"), (tmp_path / "out").glob("*.json")
     found = json.loads(data.read_text())
-    assert len(found["measurements"]) == 2 and len(found["pairs"]) == 4 and not found["failures"]
+    # Two repeats each; a repeat that other programs disturbed is made again, and tells as much of the two sensors.
+    assert len(found["measurements"]) == 2 and len(found["pairs"]) >= 4 and not found["failures"]
     assert found["agreement"]["within"] and found["agreement"]["ratio"]["value"] == pytest.approx(50 / 49, rel=0.01)
     assert "| 1 |" in page.read_text() and "| 2 |" in page.read_text()
