@@ -31,9 +31,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # the weights are random: nothing 
 os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # NVML's own order: the counter must be that of the GPU that computes
 
 from edgejoule.compile.cuda import GpuRun
-from edgejoule.compile.export import TorchExport
+from edgejoule.compile.export import TorchExport, save_program
 from edgejoule.compile.reasons import reason
-from edgejoule.compile.torch_program import lacking, load_program, program_of, save_program, set_products
+from edgejoule.compile.torch_program import lacking, load_program, program_of, set_products
 
 WAYS = (*(("eager", word) for word in ("fp32", "tf32", "fp16", "bf16")), ("inductor", "fp16"), ("inductor", "bf16"))
 MODELS = "deit_tiny_patch16_224,vit_small_patch16_224,levit_conv_192,efficientvit_b1,swin_tiny_patch4_window7_224,mobilenetv3_large_100"
