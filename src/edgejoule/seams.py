@@ -143,7 +143,8 @@ class Session(Protocol):
 
     Optional: ``audit(images) -> Placement`` runs the images once more, however slowly, to see which operators run where and in what
     precision (never called where time is measured); ``submit(images, done)`` begins an inference and returns at once, where a stream
-    is free; ``done({"logits": ...} | an exception)`` is called from any thread.
+    is free; ``done({"logits": ...} | an exception)`` is called from any thread; ``window(images, duration_s, at_least, clock)`` of a
+    runtime that times itself (``infer`` is then no timing): instants (n + 1,) on ``clock``, one batch run back to back after a warm-up.
     """
 
     def infer(self, images: Any) -> Mapping[str, Any]: ...  # (B, C, H, W) float32 -> {"logits": (B, K) float32}

@@ -2,7 +2,7 @@
 
 Compiling needs neither: what is written is ONNX whose own types are the precision (``strongly_typed.py``), and TensorRT keeps to them.
 An engine runs on the GPU and version that built it, so it is built where it is loaded, once, and kept in the cache beside compiled
-files; the first load takes minutes. Boards without TensorRT's Python run the same file by ``trtexec.py``'s line. Knows no manifest.
+files; the first load takes minutes. Where Python has no TensorRT, trtexec runs the same file (``trtexec_session.py``). Knows no manifest.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import importlib.util
 import json
 import os
 import tempfile
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,8 @@ from edgejoule.bench import default_cache
 from edgejoule.compile.reasons import reason
 from edgejoule.compile.sessions import check_images, check_one_stream
 from edgejoule.compile.toolchain import ONNX_EXPORTER, versions
-from edgejoule.compile.trtexec import OLDEST, placement_of
+from edgejoule.compile.trtexec import OLDEST, dominant, placement_of
+from edgejoule.compile.trtexec_session import TrtexecSession, find_trtexec
 from edgejoule.errors import ArtifactError, BackendError
 from edgejoule.records import Artifact, Placement, SessionInfo, TensorInfo
 from edgejoule.seams import CompileContext, Export, Handover
@@ -79,23 +79,10 @@ class TensorRt:
 
     def runs_here(self) -> str | None:
         """None where the file can be loaded on this machine, else one sentence: what is missing and how to get it."""
-        try:
-            import tensorrt
-        except (ImportError, OSError) as error:
-            return (
-                f"TensorRT cannot be imported ({reason(error)}): on a PC with an NVIDIA GPU pip install tensorrt cuda-python; "
-                "on a Jetson it comes with JetPack 6.1 or later, and makes its Python see it by a venv with --system-site-packages"
-            )
-        if int(tensorrt.__version__.split(".")[0]) < OLDEST:
-            return f"TensorRT {tensorrt.__version__} builds no strongly typed networks: install {OLDEST}.0 or later (JetPack 6.1)"
-        try:
-            cuda = _cuda()
-            _checked(cuda.cudaGetDeviceCount())
-        except (ImportError, OSError) as error:
-            return f"cuda-python cannot be imported ({reason(error)}): pip install cuda-python of your CUDA's version"
-        except BackendError as error:
-            return f"CUDA finds no GPU ({reason(error)}): install the NVIDIA driver, or look at nvidia-smi"
-        return None
+        if (lacking := _python_lacks()) is None:
+            return _gpu_lacks()
+        found = find_trtexec()
+        return f"{lacking}; {found}" if isinstance(found, str) else None
 
     def toolchain(self) -> Mapping[str, str]:
         return versions((*ONNX_EXPORTER, "onnxruntime"))  # TensorRT shapes the engine, which is no part of the artifact
@@ -120,12 +107,15 @@ class TensorRt:
         (context.workdir / FACTS).write_text(json.dumps(written, indent=1))
         return target
 
-    def load(self, artifact: Artifact, threads: int, streams: int = 1) -> TensorRtSession:
+    def load(self, artifact: Artifact, threads: int, streams: int = 1) -> TensorRtSession | TrtexecSession:
         """Builds the engine where the cache has none: minutes. Raises ArtifactError for a damaged file, BackendError as ``runs_here``."""
         check_one_stream("tensorrt", streams)
         if (missing := self.runs_here()) is not None:
             raise BackendError(missing)
-        return TensorRtSession(Path(artifact.folder), self.workspace_mib * MIB, threads)
+        folder = Path(artifact.folder)
+        if _python_lacks() is not None and not isinstance(found := find_trtexec(), str):
+            return TrtexecSession(found, folder / FILE, _read_facts(folder), self.workspace_mib, threads)
+        return TensorRtSession(folder, self.workspace_mib * MIB, threads)
 
     def handover(self, artifact: Artifact) -> Handover:
         return Handover("pip install tensorrt cuda-python numpy pillow  # on a Jetson TensorRT comes with JetPack", PYTHON, CPP)
@@ -161,7 +151,7 @@ class TensorRtSession:
         self._input, self._output = inputs[0], next(name for name in names if name not in inputs)
         self._shape = ports[self._input].shape
         self._info = SessionInfo(
-            precision=_dominant(self._placement(), self._products),
+            precision=dominant(self._placement(), self._products),
             providers=(_gpu_name(cuda),),
             runtime=f"tensorrt {trt.__version__}",
             threads=threads,
@@ -256,6 +246,32 @@ def _batch(images: Any, context: CompileContext) -> Any:
 # ---------------------------------------------------------------- on the device
 
 
+def _python_lacks() -> str | None:
+    """Why Python cannot drive TensorRT here, where trtexec may: one sentence without end, None where it can."""
+    try:
+        import tensorrt
+    except (ImportError, OSError) as error:
+        return (
+            f"TensorRT cannot be imported ({reason(error)}): on a PC with an NVIDIA GPU pip install tensorrt cuda-python; "
+            "on a Jetson it comes with JetPack 6.1 or later, and makes its Python see it by a venv with --system-site-packages"
+        )
+    if int(tensorrt.__version__.split(".")[0]) < OLDEST:
+        return f"TensorRT {tensorrt.__version__} builds no strongly typed networks: install {OLDEST}.0 or later (JetPack 6.1)"
+    try:
+        _cuda()
+    except (ImportError, OSError) as error:
+        return f"cuda-python cannot be imported ({reason(error)}): pip install cuda-python of your CUDA's version"
+    return None
+
+
+def _gpu_lacks() -> str | None:
+    try:
+        _checked(_cuda().cudaGetDeviceCount())
+    except BackendError as error:
+        return f"CUDA finds no GPU ({reason(error)}): install the NVIDIA driver, or look at nvidia-smi"
+    return None
+
+
 def _read_facts(folder: Path) -> Mapping[str, str]:
     try:
         found = json.loads((folder / FACTS).read_text())
@@ -264,12 +280,6 @@ def _read_facts(folder: Path) -> Mapping[str, str]:
     except (OSError, ValueError):
         pass
     raise ArtifactError(f"{folder / FACTS} is missing or damaged: compile again for tensorrt")
-
-
-def _dominant(seen: Placement, written: Mapping[str, str]) -> str:
-    """The precision of most products: as the engine says, else as the network that it may not depart from says."""
-    counted = {kind: n for kind, n in seen.precisions.items() if kind != "unknown"} or Counter(written.values())
-    return max(counted, key=lambda kind: counted[kind], default="unknown")
 
 
 def _cuda() -> Any:

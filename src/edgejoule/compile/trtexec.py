@@ -7,9 +7,11 @@ NVIDIA/TensorRT ``samples/common/sampleReporting.cpp`` and ``sampleOptions.cpp``
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import re
+import statistics
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,11 +22,13 @@ from edgejoule.records import Floats, Placement, floats
 
 PROGRAM = "/usr/src/tensorrt/bin/trtexec"  # JetPack's and the Debian packages' place
 OLDEST = 10  # the first with --stronglyTyped in the form that is used here
+DIGITS = 6  # significant ones of a number that trtexec writes: C++'s default
 LONGEST = 200  # characters of trtexec's own words in an error
 PERCENTILES = (50.0, 90.0, 95.0, 99.0)
 TIMED = {"Latency": "latency", "Enqueue Time": "enqueue", "H2D Latency": "upload", "GPU Compute Time": "compute", "D2H Latency": "download"}
 TYPES = (("int8", "int8"), ("bfloat16", "bf16"), ("bf16", "bf16"), ("fp16", "fp16"), ("half", "fp16"), ("fp32", "fp32"), ("float", "fp32"))
 MULTIPLYING = ("conv", "gemm", "matrixmultiply", "fullyconnected")  # words of the types of layers that multiply matrices
+NEWER = ["--includeDataTransfers", "--noSpinWait", "--noCudaGraph"]  # 11 leaves transfers out, spins and uses a CUDA graph by default
 IDLE = ("noop", "constant", "signal", "wait", "shapehostdevicecopy")  # layers that compute nothing
 
 _STAMP = re.compile(r"^(?:\[\d{2}/\d{2}/\d{4}-\d{2}:\d{2}:\d{2}\] )?\[([VIWEF])\] (.*)$")
@@ -93,8 +97,7 @@ def argv_of(
         raise BackendError(f"TensorRT {major} builds no strongly typed networks, expected {OLDEST} or later: install JetPack 6.1 or later")
     argv = [program, f"--onnx={onnx}", f"--saveEngine={engine}", "--stronglyTyped", "--noTF32", "--profilingVerbosity=detailed"]
     argv += [f"--warmUp={round(warmup_s * 1000)}", f"--duration={seconds:g}", f"--percentile={','.join(f'{p:g}' for p in PERCENTILES)}"]
-    if major >= 11:  # there, transfers are left out and waiting spins unless told otherwise; a CUDA graph is the default
-        argv += ["--includeDataTransfers", "--noSpinWait", "--noCudaGraph"]
+    argv += NEWER if major >= 11 else []
     if times:
         argv.append(f"--exportTimes={times}")
     if layers:
@@ -102,20 +105,27 @@ def argv_of(
     return argv
 
 
+def run_argv(engine: str, *, major: int, warmup_s: float, seconds: float, at_least: int, program: str = PROGRAM) -> list[str]:
+    """The command that loads ``engine`` and runs at least ``at_least`` queries for ``seconds`` after a warm-up: transfers included, waiting
+    asleep, one query after the other (``--exposeDMA``: by default the next one's upload overlaps this one's computing)."""
+    argv = [program, f"--loadEngine={engine}", "--exposeDMA", f"--warmUp={round(warmup_s * 1000)}", f"--duration={seconds:g}"]
+    argv.append(f"--iterations={at_least}")
+    return argv + (NEWER if major >= 11 else [])
+
+
 # ---------------------------------------------------------------- what it prints
 
 
 def parse_log(text: str) -> Report:
     """The summary in what trtexec printed. Raises BackendError, with trtexec's first error, where it failed or printed none."""
-    said = [_words(line) for line in text.splitlines()]
-    _check_end(said, text)
+    said = check_end(text)
     spreads = {field: _spread(said, label) for label, field in TIMED.items()}
     throughput = _first(said, rf"^Throughput: {_NUMBER} qps")
     if throughput is None or spreads["compute"] is None:
         raise BackendError("trtexec printed no performance summary that can be read: expected TensorRT 8.0 to 11, without --skipInference")
     counted = next((found for _, words in said if (found := _COUNT.match(words))), None)
     return Report(
-        version=_version(text),
+        version=version_in(text),
         throughput_per_s=throughput,
         wall_s=_first(said, rf"^Total Host Walltime: {_NUMBER} s"),
         compute_total_s=_first(said, rf"^Total GPU Compute Time: {_NUMBER} s"),
@@ -131,16 +141,19 @@ def _words(line: str) -> tuple[str, str]:
     return (found[1], found[2].strip()) if found else ("", line.strip())
 
 
-def _check_end(said: Sequence[tuple[str, str]], text: str) -> None:
+def check_end(text: str) -> list[tuple[str, str]]:
+    """(level, words) of every line of a run that passed. Raises BackendError with trtexec's first error where it did not."""
+    said = [_words(line) for line in text.splitlines()]
     ends = [found[1] for _, words in said if (found := _END.match(words))]
     if "FAILED" in ends or not ends:
         first = next((words for level, words in said if level in ("E", "F") and words), "")
         how = "failed" if ends else "was cut short" if text.strip() else "printed nothing"
         raise BackendError(f"trtexec {how}{f' ({first[:LONGEST]})' if first else ''}: run its command on the board to see why")
+    return said
 
 
-def _version(text: str) -> tuple[int, int, int] | None:
-    """8601 is 8.6.1, and 100300 is 10.3.0."""
+def version_in(text: str) -> tuple[int, int, int] | None:
+    """What the first line of every run says, None where none does: 8601 is 8.6.1, and 100300 is 10.3.0."""
     found = _VERSION.search(text)
     if found is None:
         return None
@@ -193,6 +206,27 @@ def read_times(text: str) -> Times:
     return Times(floats(starts), floats(latencies), floats(computes))
 
 
+def instants_of(times: Times) -> Floats:
+    """The first query's start and the end of each (n + 1,), in seconds from trtexec's origin; queries must not overlap.
+
+    Starts are written with six digits, so to 0.1 ms after ten seconds and 1 ms after a hundred; latencies nearly to a microsecond. So the
+    gap before a query (the host hears of the end, and enqueues the next) is its own where the rounding cannot explain how it differs from
+    the others, and the mean of such where it can: latencies and their sum are right, gaps finer than a digit are evened out.
+    Raises BackendError for queries that overlap: their latencies are not the time that each takes.
+    """
+    digit = 10.0 ** (math.floor(math.log10(max(1e-3, times.start_s[-1]))) - DIGITS + 1)  # of the last start, in seconds
+    starts, latencies = times.start_s, times.latency_s
+    gaps = [after - start - spent for start, after, spent in zip(starts, starts[1:], latencies, strict=False)]
+    usual = statistics.median(gaps) if gaps else 0.0
+    if usual < -digit:
+        raise BackendError("trtexec's queries overlap, so that none can be timed alone: expected a trtexec that knows --exposeDMA")
+    unsure = 1.5 * digit  # one of a gap, half of one of their median
+    alike = [gap for gap in gaps if abs(gap - usual) <= unsure]
+    mean = statistics.fmean(alike) if alike else 0.0
+    steps = [latencies[0], *((mean if abs(gap - usual) <= unsure else gap) + spent for gap, spent in zip(gaps, latencies[1:], strict=True))]
+    return floats(itertools.accumulate(steps, initial=starts[0]))
+
+
 def placement_of(text: str, products: Collection[str] = ()) -> Placement:
     """The engine's layers, from ``--exportLayerInfo`` or from the Python inspector, both in JSON. Raises BackendError.
 
@@ -212,6 +246,12 @@ def placement_of(text: str, products: Collection[str] = ()) -> Placement:
     told = {id(layer) for layer in of_name.values()}
     own = [layer for layer in running if id(layer) not in told and _states_weights(layer)]
     return Placement(len(running), len(running), precisions=dict(Counter(map(_type_of, [*of_name.values(), *own]))))
+
+
+def dominant(seen: Placement, written: Mapping[str, str]) -> str:
+    """The precision of most products: as the engine says, else as the network that it may not depart from says."""
+    counted = {kind: n for kind, n in seen.precisions.items() if kind != "unknown"} or Counter(written.values())
+    return max(counted, key=lambda kind: counted[kind], default="unknown")
 
 
 def _json(text: str, what: str) -> Any:

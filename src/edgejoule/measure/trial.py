@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import gc
 import math
+import os
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -24,12 +26,12 @@ import numpy.typing as npt
 
 from edgejoule import data
 from edgejoule.caveats import caveat
-from edgejoule.errors import ArtifactError, EdgejouleError, MeterError, SpecError
+from edgejoule.errors import ArtifactError, BackendError, EdgejouleError, MeterError, SpecError
 from edgejoule.measure import canary, conditions, memory
 from edgejoule.measure.energy import FEWEST_UPDATES, PAD
 from edgejoule.measure.environment import environment
 from edgejoule.measure.temperature import LOOK_BACK_S, Heat
-from edgejoule.measure.warmup import Warmed, warm_up
+from edgejoule.measure.warmup import Warmed, warm_up, warm_up_by_windows
 from edgejoule.measure.watch import Watch, gpu_doubts
 from edgejoule.measure.window import (
     Timed,
@@ -42,7 +44,7 @@ from edgejoule.measure.window import (
     timing_doubts,
     together,
 )
-from edgejoule.records import Artifact, Caveat, Environment, Job, Phase, Preprocessing, Protocol, Series, Trace, Trial
+from edgejoule.records import Artifact, Caveat, Environment, Job, Memory, Phase, Preprocessing, Protocol, Series, Trace, Trial
 from edgejoule.scenarios import scenario
 from edgejoule.seams import Meter, Session
 
@@ -90,15 +92,16 @@ def run_trial(
     try:
         session: Session = log.enter("load", load)
         infer = infer_on(session)
+        window = _window_of(session, infer, pool, job, bench)
         log.enter("first", lambda: infer(pool[0]))
         state = bench.describe(job.threads, session.info().runtime)
         heat = Heat(bench.clock, bench.root)
         cool = heat.steady if protocol.warmup_cap_s >= LOOK_BACK_S else lambda: True  # a short warm-up cannot tell
-        warmed: Warmed = log.enter("warmup", lambda: warm_up(_warming(infer, pool, job), protocol, bench.clock, cool))
+        warmed: Warmed = log.enter("warmup", lambda: _warm(session, infer, pool, job, bench.clock, cool))
     finally:
         pss_peak = proportional.stop()
-    recorded = _record(log, _window_of(session, infer, pool, job, bench), job, protocol, warmed, meter)
-    used = memory.measured(pss_peak, bench.cuda)
+    recorded = _record(log, window, job, protocol, warmed, meter)
+    used = memory.measured(pss_peak, bench.cuda) if not hasattr(session, "window") else _childs_memory()
     slowed = canary.doubts(cold_s, bench.canary(cold_s))
     load_phase, first = log.phases[:2]
     return Trial(
@@ -157,7 +160,7 @@ def _record(
     root, clock = log.bench.root, log.bench.clock
     watch = Watch(root, clock, gpu=log.bench.cuda)
     gc.collect()  # here and not at the window's edge, where its energy would count
-    before = conditions.look(root, clock)
+    before, ended_s = conditions.look(root, clock), _ended_cpu_s()
     if meter is not None:
         meter.start()
     try:
@@ -171,7 +174,7 @@ def _record(
     if meter is not None and not traces:
         raise MeterError(f"the meter {job.meter} recorded nothing: check it with edgejoule doctor")
     watched = watch.stop()
-    found = conditions.doubts(before, conditions.look(root, clock), _childs_cpu_s(meter, clock() - before.at_s))
+    found = conditions.doubts(before, conditions.look(root, clock), _childs_cpu_s(meter, clock() - before.at_s, ended_s))
     found += list(getattr(meter, "caveats", ()))
     said = gpu_doubts(watched) | said
     found += [caveat(code, seen) for code, seen in said.items()] + _clock_doubts(watched, root, _is_paced(job))
@@ -215,6 +218,12 @@ def _window_of(
 ) -> Callable[[float, int, int], Timed]:
     """The scenario's window as a function of its duration in seconds, its least number of inferences, and how many are expected."""
     asked, submit = scenario(job.workload.scenario), getattr(session, "submit", None)
+    by_itself = getattr(session, "window", None)
+    if by_itself is not None:
+        if asked.hz is not None or asked.name == "streams" or job.workload.end_to_end:
+            what = "end to end" if job.workload.end_to_end else f"the scenario {job.workload.scenario}"
+            raise BackendError(f"{session.info().runtime} times itself, back to back only: {what} needs the runtime's Python package here")
+        return lambda duration_s, at_least, expected: back_to_back(by_itself(pool[0], duration_s, at_least, bench.clock))
     if asked.hz is not None:
         hz = asked.hz
         return lambda duration_s, at_least, expected: run_frames(infer, pool, duration_s, at_least, hz, bench.clock, bench.sleep)
@@ -223,6 +232,17 @@ def _window_of(
     if asked.name == "streams":
         return lambda duration_s, at_least, expected: run_streams(infer, pool, duration_s, at_least, asked.n, bench.clock)
     return lambda duration_s, at_least, expected: back_to_back(run_window(infer, pool, duration_s, at_least, expected, bench.clock))
+
+
+def _warm(
+    session: Session, infer: Callable[[Any], Any], pool: list[Any], job: Job, clock: Callable[[], float], cool: Callable[[], bool]
+) -> Warmed:
+    """By inferences; of a session that times itself by its own windows: its ``infer`` starts a program each time."""
+    assert job.protocol is not None  # checked before
+    by_itself = getattr(session, "window", None)
+    if by_itself is None:
+        return warm_up(_warming(infer, pool, job), job.protocol, clock, cool)
+    return warm_up_by_windows(lambda duration_s, at_least: by_itself(pool[0], duration_s, at_least, clock), job.protocol, clock, cool)
 
 
 def _warming(infer: Callable[[Any], Any], pool: list[Any], job: Job) -> Callable[[int], Any]:
@@ -283,10 +303,26 @@ def _prepare(
     return ready, lambda session: session.infer
 
 
-def _childs_cpu_s(meter: Meter | None, duration_s: float) -> float:
-    """CPU seconds of a meter that is a program of its own: they are no other program's, and this process's clock does not hold them."""
+def _childs_cpu_s(meter: Meter | None, duration_s: float, ended_before_s: float) -> float:
+    """CPU seconds of programs of our own, the meter's or the runtime's: no other program's, and this process's clock does not hold them."""
     cores = getattr(meter, "cores", None) if getattr(meter, "is_program", False) else None
-    return float(cores or 0.0) * duration_s
+    return max(float(cores or 0.0) * duration_s, _ended_cpu_s() - ended_before_s)  # a meter that was waited for stands in both
+
+
+def _ended_cpu_s() -> float:
+    """CPU seconds of all programs of this process that have ended so far."""
+    times = os.times()
+    return times.children_user + times.children_system
+
+
+def _childs_memory() -> Memory:
+    """The peak of the largest program that this process ran, all that the system tells of those: the runtime's own, building included."""
+    try:
+        import resource  # not on Windows
+    except ImportError:
+        return Memory(None, None, None, None)
+    largest = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    return Memory(largest * (1 if sys.platform == "darwin" else 1024) or None, None, None, None)
 
 
 def _said(meter: Meter | None) -> dict[str, str]:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from edgejoule.records import Protocol
+from edgejoule.records import Floats, Protocol
 
 BLOCKS = 20
 FEWEST = 6  # blocks to judge by, where the cap leaves no time for twenty
@@ -60,6 +60,27 @@ def warm_up(infer: Callable[[int], Any], protocol: Protocol, clock: Callable[[],
         settled = is_steady(medians[-BLOCKS:], middles[-BLOCKS:]) and cool()
     typical = float(np.median(medians[-BLOCKS:] if medians else block))
     return Warmed(settled or protocol.warmup_cap_s == 0, done, typical, len(medians))
+
+
+def warm_up_by_windows(
+    window: Callable[[float, int], Floats], protocol: Protocol, clock: Callable[[], float], cool: Callable[[], bool] = lambda: True
+) -> Warmed:
+    """As ``warm_up``, of what times itself: whole windows, of ``warmup_s`` and ``warmup_inferences`` at least, until one is steady.
+
+    ``window`` gives instants (n + 1,). A window cannot be ended early, and its program takes its time to start: the cap says when no
+    other begins.
+    """
+    start, done = clock(), 0
+    while True:
+        instants = np.asarray(window(protocol.warmup_s, protocol.warmup_inferences))
+        spent = np.diff(instants)
+        done += len(spent)
+        count = min(BLOCKS, len(spent))
+        medians = [float(np.median(block)) for block in np.array_split(spent, count)]
+        middles = [float(np.mean(block)) for block in np.array_split(instants[1:], count)]
+        settled = is_steady(medians, middles) and cool()
+        if settled or clock() - start >= protocol.warmup_cap_s:
+            return Warmed(settled or protocol.warmup_cap_s == 0, done, float(np.median(medians)), count)
 
 
 def is_steady(medians: Sequence[float], middles_s: Sequence[float]) -> bool:
