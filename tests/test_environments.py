@@ -224,6 +224,13 @@ def test_what_is_there_is_not_made_again(tiny: Path) -> None:
     assert len(told) == 1 and "can be used already" in told[0]
 
 
+def test_making_an_environment_leaves_setuptools_importable(tmp_path: Path) -> None:
+    """torch's compiler imports it. In a process of its own, where nothing has imported it yet."""
+    made = "from pathlib import Path; from edgejoule import installing; import sys; installing._make(Path(sys.argv[1]), print); import setuptools"
+    done = subprocess.run([sys.executable, "-c", made, str(tmp_path / "venv")], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-500:]
+
+
 def test_pip_that_fails_leaves_nothing_and_says_why(wheels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     offline(monkeypatch, wheels, tmp_path, replace(TINY, requirements=("tinybackend==7.*",)))
     with pytest.raises(BackendError, match=r"No matching distribution found for tinybackend==7\.\*.*check the network"):

@@ -19,6 +19,7 @@ import subprocess
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 import edgejoule
@@ -80,7 +81,8 @@ def install(name: str, notify: Notify) -> str:
 def _make(folder: Path, notify: Notify) -> None:
     """An empty virtual environment that sees this installation's packages after its own."""
     notify(f"making {folder}")
-    has_pip = importlib.util.find_spec("pip") is not None
+    # Not importlib.util.find_spec: setuptools takes any look for pip for pip running, and cannot be imported itself from then on (3.11).
+    has_pip = PathFinder.find_spec("pip") is not None
     argv = [sys.executable, "-I", "-m", "venv", *(["--without-pip"] if has_pip else []), str(folder)]
     done = subprocess.run(argv, capture_output=True, text=True)
     if done.returncode:
