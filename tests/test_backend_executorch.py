@@ -138,6 +138,13 @@ def test_products_are_counted_by_the_types_that_they_read() -> None:
     assert list(executorch_worker.products(told)) == ["int8", "int8", "fp32", "fp32+qcint8", "fp32"]
 
 
+def test_a_batch_norm_that_was_spelt_as_a_convolution_is_no_product() -> None:
+    told = graph(("XNNDepthwiseConv2d", "fp32", "fp32", 1, 3), ("XNNDepthwiseConv2d", "fp32", "fp32", 1, 3))
+    for value, side in ((1, 1), (3, 3)):
+        told["xvalues"][value]["xvalue_union"]["dims"] = [1, side, side, 8]
+    assert list(executorch_worker.products(told)) == ["fp32"]
+
+
 def test_what_flatbuffers_write_for_infinity_is_read() -> None:
     told = executorch_worker.BARE.sub(r': "\1"', '{"output_min": 0.0, "output_max": inf, "a": -inf,\n "b":nan, "info": "inform"}')
     assert json.loads(told) == {"output_min": 0.0, "output_max": "inf", "a": "-inf", "b": "nan", "info": "inform"}
@@ -226,12 +233,13 @@ def compiled(export: TorchExport, tmp_path_factory: pytest.TempPathFactory) -> P
         pytest.skip(missing)
     folder = tmp_path_factory.mktemp("compiled")
     np.save(folder / "images.npy", np.random.default_rng(1).normal(size=SHAPE).astype(np.float32))
+    calibration = np.random.default_rng(2).normal(size=(3, *SHAPE[1:])).astype(np.float32)
     backends = {"fp32": ExecuTorch(), "int8": ExecuTorch(precision="int8"), "portable": ExecuTorch(partitioner="none")}
     for name, backend in backends.items():
         (folder / name).mkdir()
         notes: dict[str, str] = {}
-        path = backend.compile(export, CompileContext(SHAPE, folder / name, lambda: None, note=notes.__setitem__))
-        assert (name == "int8") == notes.get("held-out search", "").startswith("none: ")
+        path = backend.compile(export, CompileContext(SHAPE, folder / name, lambda: calibration, note=notes.__setitem__))
+        assert notes.get("held-out search") == ("graphs run: 1, on 1 images" if name == "int8" else None)
         assert path == folder / name / executorch.FILE
         assert {file.name for file in path.parent.iterdir()} == {executorch.FILE, executorch.PLAN}
     return folder

@@ -22,6 +22,7 @@ from edgejoule import environments
 from edgejoule.compile.export import quiet
 from edgejoule.compile.reasons import reason
 from edgejoule.errors import BackendError
+from edgejoule.seams import Held
 
 PARTITIONERS = {
     "coreml": "executorch.backends.apple.coreml.partition:CoreMLPartitioner",
@@ -42,14 +43,23 @@ def main() -> int:
 
 
 def compile_program(job: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Writes ``target`` (.pte) and ``plan`` (JSON). ``job``: program, target, plan, precision, partitioner, soc. Raises BackendError."""
+    """Writes ``target`` (.pte) and ``plan`` (JSON). ``job``: program, target, plan, precision, partitioner, soc, and of int8 held,
+    labels (.npy, labels or None) and max_drop_pct; the answer has "notes" of it beside the plan. Raises BackendError."""
+    import numpy as np
     import torch
+
+    from edgejoule.compile import executorch_int8, pt2e_search
 
     program = torch.export.load(job["program"])
     shape = tuple(program.example_inputs[0][0].shape)  # (B, C, H, W)
     try:
         with torch.no_grad(), quiet():
-            content = bytes(lowered(program, job["precision"], job["partitioner"], job["soc"]).buffer)
+            notes: Mapping[str, str] = {}
+            if job["precision"] == "int8":
+                held = Held(np.load(job["held"]), np.load(job["labels"]) if job["labels"] else None)
+                program, chosen = executorch_int8.quantized(program, held, job["max_drop_pct"])
+                notes = pt2e_search.notes(chosen)
+            content = bytes(lowered(program, job["partitioner"], job["soc"]).buffer)
     except (OSError, BackendError):
         raise
     except Exception as error:
@@ -59,40 +69,20 @@ def compile_program(job: Mapping[str, Any]) -> Mapping[str, Any]:
     plan = {"sha256": hashlib.sha256(content).hexdigest(), "shape": shape, **read_plan(content)}
     Path(job["target"]).write_bytes(content)
     Path(job["plan"]).write_text(json.dumps(plan, indent=1), encoding="utf-8")
-    return plan
+    return {**plan, "notes": notes}
 
 
-def lowered(program: Any, precision: str, partitioner: str, soc: str) -> Any:
+def lowered(program: Any, partitioner: str, soc: str) -> Any:
     """The ExecuTorch program. Rewritten for XNNPACK, whose operators are fewest; the others and the portable ones have LayerNorm."""
     from executorch.exir import to_edge_transform_and_lower
 
+    from edgejoule.compile import executorch_int8
     from edgejoule.compile import executorch_rewrites as rewrites
 
     partitioners = [] if partitioner == "none" else [_partitioner(partitioner, soc)]
-    if precision == "int8":
-        program = quantized(program)
     program = rewrites.rewrite(program) if partitioner == "xnnpack" else rewrites.constants(program.run_decompositions({}))
-    return to_edge_transform_and_lower(program, partitioner=partitioners).to_executorch()
-
-
-def quantized(program: Any) -> Any:
-    """int8 weights per channel, symmetric; activations of linear and convolution scaled anew at every inference (linear: by row).
-
-    Nothing is calibrated, so nothing can be calibrated on the wrong images, and results stay float32: residual adds, LayerNorm, softmax,
-    GELU and the attention's own products see no int8. Static ranges would store every result as int8 too, which XNNPACK asks for.
-    """
-    import torch
-    from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import XNNPACKQuantizer, get_symmetric_quantization_config
-    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
-
-    config = get_symmetric_quantization_config(is_per_channel=True, is_dynamic=True)
-    quantizer = XNNPACKQuantizer()
-    for product in (torch.ops.aten.linear.default, torch.ops.aten.conv2d.default):
-        quantizer.set_operator_type(product, config)
-    images = program.example_inputs[0]
-    prepared = prepare_pt2e(program.module(), quantizer)
-    prepared(*images)  # the observers of weights look when the network runs, whatever the images
-    return torch.export.export(convert_pt2e(prepared), images, strict=False)
+    with executorch_int8.layouts():
+        return to_edge_transform_and_lower(program, partitioner=partitioners).to_executorch()
 
 
 def _partitioner(name: str, soc: str) -> Any:
@@ -157,7 +147,11 @@ def read_plan(content: bytes) -> dict[str, Any]:
 
 
 def products(graph: Mapping[str, Any]) -> Iterator[str]:
-    """The precision of each product with weights in an XNNPACK graph. A row without bias is a mean that ``executorch_rewrites`` spelt."""
+    """The precision of each product with weights in an XNNPACK graph.
+
+    Two are none: a row without bias is a mean that ``executorch_rewrites`` spelt, and a depthwise convolution of one pixel a BatchNorm
+    that could not be fused, as ExecuTorch's DecomposeBatchNorm spells it.
+    """
     values = {}
     for value in (entry["xvalue_union"] for entry in graph["xvalues"]):
         plain = value.get("tensor_value", value)
@@ -168,6 +162,8 @@ def products(graph: Mapping[str, Any]) -> Iterator[str]:
         inner = node["xnode_union"]
         weights, images = values[inner["filter_id"]], values[inner["input1_id"]]
         if weights["dims"][0] == 1 and inner["bias_id"] == NO_BIAS and node["xnode_union_type"] == "XNNFullyConnected":
+            continue
+        if node["xnode_union_type"] == "XNNDepthwiseConv2d" and weights["dims"][1:3] == [1, 1]:  # (1, H, W, C)
             continue
         kinds = {weights["datatype"], images["datatype"]}
         yield "int8" if kinds <= set(INT8) else "+".join(sorted(kind.removeprefix("xnn_datatype_") for kind in kinds))

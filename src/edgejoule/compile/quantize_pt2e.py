@@ -20,12 +20,17 @@ EXACT = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})  # 8-bit products sum
 
 
 def quantized_program(program: Any, context: CompileContext) -> Any:
-    """The ExportedProgram with int8 linear layers and convolutions, calibrated on all of ``context.calibration()``. Raises BackendError."""
+    """The ExportedProgram with int8 linear layers and convolutions, but for those that cost more than the budget on held-out images.
+
+    Calibrated on ``context.calibration()``, less the held-out third where the context holds out none itself. Raises BackendError.
+    """
     import torch
 
+    from edgejoule.compile import pt2e_search
     from edgejoule.compile.export import export_program, quiet
+    from edgejoule.compile.quantize.choose import calibration_and_held
 
-    images = context.calibration()  # (N, C, H, W)
+    images, held = calibration_and_held(context)  # (N, C, H, W)
     narrow = not EXACT & (flags() or frozenset())
     try:
         with quiet(), torch.no_grad():
@@ -36,11 +41,14 @@ def quantized_program(program: Any, context: CompileContext) -> Any:
             observed = pt2e.prepare_pt2e(program.module(check_guards=False), quantizer)
             for batch in _batches(images, context.shape[0]):
                 observed(torch.from_numpy(batch))
-            converted = pt2e.convert_pt2e(observed)
+            weights = pt2e_search.float_weights(observed)
+            converted = pt2e_search.unquantize_others(pt2e.convert_pt2e(observed))
+            converted, chosen = pt2e_search.choose(converted, weights, held, context.shape[0], context.max_drop_pct, "x86 inductor")
     except Exception as error:
         raise BackendError(f"torchao cannot quantise the network ({reason(error)}): use onnxruntime or openvino for int8") from error
     context.note("int8", f"x86 PT2E, linear layers and convolutions, {len(images)} images{', 7-bit activations' if narrow else ''}")
-    context.note("held-out search", "none: ranges are the quantiser's histograms; the budget was not judged while compiling")
+    for what, said in pt2e_search.notes(chosen).items():
+        context.note(what, said)
     return export_program(converted, context.shape, "the quantised network")
 
 

@@ -43,7 +43,7 @@ def quantize_onnx(source: Path, context: CompileContext, options: Options, targe
     """
     try:
         with tempfile.TemporaryDirectory(prefix="edgejoule-quantize-") as folder:
-            calibration, held = _images(context)
+            calibration, held = calibration_and_held(context)
             graph = clean(source, Path(folder))
             judge = Judge(source, held, context.shape[0], context.max_drop_pct)
             if options.scope == "all":
@@ -55,7 +55,7 @@ def quantize_onnx(source: Path, context: CompileContext, options: Options, targe
         raise BackendError(f"the ONNX file cannot be quantised ({reason(error)}): use precision='fp32'") from error
 
 
-def _images(context: CompileContext) -> tuple[Any, Held]:
+def calibration_and_held(context: CompileContext) -> tuple[Any, Held]:
     """Images to calibrate on and images to choose by: never the same ones, unless there are fewer than three."""
     images = context.calibration()
     if context.held is not None:

@@ -1,11 +1,12 @@
-"""How good a candidate file is: run in onnxruntime on held-out images and compared with the float network. Writes nothing.
+"""How good a candidate file is: run on held-out images (in onnxruntime, unless told how else) and compared with the float network.
 
 The error is smooth and chooses between candidates; the drop (of top-1 where labels are known, else of agreement with the float
-network's own answers) is what the budget is about. A drop of one image is always allowed: fewer cannot be told.
+network's own answers) is what the budget is about. A drop of one image is always allowed: fewer cannot be told. Writes nothing.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,22 +28,25 @@ class Score:
 
 
 class Judge:
-    """Scores candidate files on the same held-out images; counts how many it has run."""
+    """Scores candidate files on the same held-out images; counts how many it has run.
 
-    def __init__(self, float_file: Path, held: Held, batch: int, max_drop_pct: float) -> None:
-        self.images, self.batch = held.images, batch
+    ``run`` (file, images, batch, exact) -> logits, for files of another runtime's; a file is then whatever ``run`` takes.
+    """
+
+    def __init__(self, float_file: Any, held: Held, batch: int, max_drop_pct: float, run: Callable[..., Array] | None = None) -> None:
+        self.images, self.batch, self._run = held.images, batch, run or logits_of
         self.runs = 0
-        self.logits = logits_of(float_file, held.images, batch)  # (M, K)
+        self.logits = self._run(float_file, held.images, batch)  # (M, K)
         answers = self.logits.argmax(axis=1)
         self.kind = "agreement" if held.labels is None else "top-1"
         self._truth = answers if held.labels is None else np.asarray(held.labels)
         self._right = float((answers == self._truth).mean())
         self.allowed_pct = max(max_drop_pct, 100.0 / len(held.images))
 
-    def score(self, path: Path, exact: bool = False) -> Score:
+    def score(self, file: Any, exact: bool = False) -> Score:
         """``exact``: without the fusions that change the result of quantised products of two activations."""
         self.runs += 1
-        logits = logits_of(path, self.images, self.batch, exact)
+        logits = self._run(file, self.images, self.batch, exact)
         error = relative_error(logits, self.logits)
         return Score(error, 100.0 * (self._right - float((logits.argmax(axis=1) == self._truth).mean())))
 

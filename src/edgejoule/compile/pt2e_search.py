@@ -1,0 +1,158 @@
+"""Which products of a network that PT2E quantised run in int8: all, or where that loses more than the budget, all but the worst.
+
+The quantised graph itself is run in torch on held-out images, product by product switched back to what it was: its input before
+quantisation and its float weights. One run where the budget is met at once; else one a product on a few images, and those of
+``quantize.search``. torch computes with the quantiser's values in float32: a runtime that scales by row is closer to float than this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from edgejoule.compile.quantize.observe import batches
+from edgejoule.compile.quantize.options import Chosen
+from edgejoule.compile.quantize.score import Judge, relative_error
+from edgejoule.compile.quantize.search import unquantize
+from edgejoule.seams import Held
+
+LOOKED_AT = 8  # held-out images that the ranking looks at
+PRODUCTS = (torch.ops.aten.linear.default, torch.ops.aten.conv2d.default)
+INPUT, WEIGHTS = 0, 1
+FLOAT = "edgejoule_float_"  # before a number: a product's own weights
+
+
+def float_weights(prepared: Any) -> Mapping[str, torch.Tensor]:
+    """Product -> its weights, read before ``convert_pt2e`` rounds them. ``prepared`` holds observers between weights and product."""
+    found = {}
+    for node in prepared.graph.nodes:
+        source = node.args[WEIGHTS] if node.target in PRODUCTS else None
+        while source is not None and source.op == "call_module":
+            source = source.args[0]
+        if source is not None and source.op == "get_attr":
+            found[node.name] = _attribute(prepared, source.target).detach().clone()
+    return found
+
+
+def choose(
+    module: Any, weights: Mapping[str, torch.Tensor], held: Held, batch: int, max_drop_pct: float, quantizer: str
+) -> tuple[Any, Chosen]:
+    """``module`` (converted) with what hurts put back to float, in place, and what was chosen. ``batch``: images a run takes."""
+    switched = Switched(module, weights)
+    names = list(switched.products)
+    judge = Judge(frozenset(names), held, batch, max_drop_pct, switched.logits_of)
+    kept: frozenset[str] = frozenset()
+    score = judge.score(kept)
+    if names and not judge.within(score):
+        found = unquantize(_rank(switched, judge), score, judge.score, judge.within, others=switched.others)
+        kept, score = found.kept_float, found.score
+    switched.settle(kept)
+    chosen = Chosen(
+        quantizer=quantizer,
+        smoothing="off",
+        ranges="of every inference" if quantizer == "xnnpack" else "histogram",
+        quantized=len(names) - len(kept),
+        products=len(names) + switched.others,
+        kept_float=tuple(name for name in names if name in kept),
+        error=score.error,
+        drop_pct=score.drop_pct,
+        drop_kind=judge.kind,
+        held=len(held.images),
+        sessions=judge.runs,
+        within_budget=judge.within(score),
+    )
+    return module, chosen
+
+
+def notes(chosen: Chosen) -> Mapping[str, str]:
+    """For ``CompileContext.note``: what -> chosen, in words."""
+    return {**chosen.notes(), "held-out search": f"graphs run: {chosen.sessions}, on {chosen.held} images"}
+
+
+def unquantize_others(module: Any) -> Any:
+    """Only products read 8-bit tensors: the quantiser for x86 also takes factors, and what is added to a convolution. In place."""
+    for node in module.graph.nodes:
+        if node.target in PRODUCTS or "quantize" in str(node.target):
+            continue
+        for source in node.all_input_nodes:
+            if _is_dequantized(source) and "quantize" in str(source.args[0].target):
+                node.replace_input_with(source, source.args[0].args[0])
+    module.graph.eliminate_dead_code()
+    module.recompile()
+    return module
+
+
+class Switched:
+    """A converted graph whose quantised products can be switched to float. ``others``: products that the quantiser left in float."""
+
+    def __init__(self, module: Any, weights: Mapping[str, torch.Tensor]) -> None:
+        self._module = module
+        self._int8: dict[Any, tuple[Any, ...]] = {}
+        self._float: dict[Any, tuple[Any, ...]] = {}
+        self.others = 0
+        for place, node in enumerate([node for node in module.graph.nodes if node.target in PRODUCTS]):
+            if not (_is_dequantized(node.args[INPUT]) and _is_dequantized(node.args[WEIGHTS]) and node.name in weights):
+                self.others += 1
+                continue
+            module.register_buffer(f"{FLOAT}{place}", weights[node.name], persistent=True)
+            with module.graph.inserting_before(node):
+                plain = module.graph.get_attr(f"{FLOAT}{place}")
+                source = _unquantised(node.args[INPUT])
+            self._int8[node] = node.args
+            self._float[node] = (source, plain, *node.args[WEIGHTS + 1 :])
+        self.products = {node.name: node for node in self._int8}
+
+    def logits_of(self, kept: frozenset[str], images: Any, batch: int, exact: bool = False) -> Any:
+        """(M, K) logits of images (M, C, H, W), where the ``kept`` products are in float. ``exact`` changes nothing here."""
+        self._switch(kept)
+        with torch.no_grad():
+            found = [self._module(torch.from_numpy(np.ascontiguousarray(part))).numpy() for part in batches(images, batch)]
+        return np.concatenate(found)[: len(images)]
+
+    def settle(self, kept: frozenset[str]) -> None:
+        """Leaves the graph so, without what nothing reads."""
+        self._switch(kept)
+        graph = self._module.graph
+        graph.eliminate_dead_code()
+        read = {node.target for node in graph.nodes if node.op == "get_attr"}
+        for name in [name for name, _ in self._module.named_buffers(recurse=False) if name.startswith(FLOAT) and name not in read]:
+            delattr(self._module, name)
+        self._module.recompile()
+
+    def _switch(self, kept: frozenset[str]) -> None:
+        for node, args in self._int8.items():
+            node.args = self._float[node] if node.name in kept else args
+        self._module.recompile()
+
+
+def _rank(switched: Switched, judge: Judge) -> list[str]:
+    """The worst first: by the logits' error when a product alone is quantised; ties in the graph's order."""
+    every = frozenset(switched.products)
+    images, wanted = judge.images[:LOOKED_AT], judge.logits[:LOOKED_AT]
+    error = {name: relative_error(switched.logits_of(every - {name}, images, judge.batch), wanted) for name in every}
+    return sorted(switched.products, key=lambda name: -error[name])
+
+
+def _unquantised(node: Any) -> Any:
+    """What was quantised; also through what only moves values or pools them, which the quantiser for x86 puts between 8-bit tensors."""
+    if _is_dequantized(node):
+        return _unquantised(node.args[0].args[0])
+    if node.target in PRODUCTS or not node.args or not _is_dequantized(node.args[0]):
+        return node
+    source = _unquantised(node.args[0])
+    copied = node.graph.node_copy(node)
+    copied.replace_input_with(node.args[0], source)
+    return copied
+
+
+def _is_dequantized(node: Any) -> bool:
+    return "dequantize" in str(getattr(node, "target", ""))
+
+
+def _attribute(module: Any, path: str) -> Any:
+    for name in path.split("."):
+        module = getattr(module, name)
+    return module
