@@ -129,8 +129,9 @@ def test_what_was_chosen_is_noted(compiled: Any) -> None:
     notes = {spelling: Path(f"{compiled(spelling)}.notes").read_text() for spelling in ("litert", INT8, STATIC)}
     assert notes["litert"] == "{}"
     assert "row by row at run time" in notes[INT8] and "asymmetric by calibration" in notes[STATIC]
-    assert "'held-out search': 'none: ranges are taken at run time" in notes[INT8], "nothing searched, and the budget not judged"
-    assert "'held-out search': 'none: ranges are the quantiser" in notes[STATIC] or '"none: ranges are the quantiser' in notes[STATIC]
+    assert "'quantized': '3 of 4 products with weights'" in notes[INT8] and "'quantized': '4 of 4" in notes[STATIC]
+    assert "'always in float': '1 DEPTHWISE_CONV_2D'" in notes[INT8] and "always in float" not in notes[STATIC]
+    assert all("'held-out search': 'files run: 1, on 1 images'" in notes[spelling] for spelling in (INT8, STATIC)), "every third of five"
 
 
 @there

@@ -1,25 +1,33 @@
 """LiteRT's converter and quantiser, run in the worker environment ``litert``: an exported program in, model.tflite out.
 
-    {"program": .pt2, "shape": [B, C, H, W], "recipe": "float" | "dynamic" | "static" | "integer", "calibration": .npy, "target": .tflite}
+    {"program": .pt2, "shape": [B, C, H, W], "recipe": "float" | "dynamic" | "static" | "integer", "target": .tflite}
 
-Products with weights are quantised (linear, convolution), weights per output channel; what lies between them stays float. Only the recipe
-``integer``, for accelerators that know nothing else, quantises every operator. Knows no backend, delegate or artifact.
+and, of int8, {"calibration": .npy, "held": .npy, "labels": .npy | None, "max_drop_pct": points}; ``dynamic`` calibrates nothing. Products
+with weights are quantised (linear, convolution), weights per output channel; what lies between them stays float, and so do products
+without which the budget would be missed (``litert_search``). Only the recipe ``integer``, for accelerators that know nothing else,
+quantises every operator. Knows no backend, delegate or artifact.
 """
 
 from __future__ import annotations
 
+import copy
+import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from edgejoule import environments
+from edgejoule.compile.litert_graph import WEIGHTED
 from edgejoule.compile.reasons import reason
 from edgejoule.errors import BackendError
+from edgejoule.seams import Held
 
 SIGNATURE, ENTRY = "serving_default", "args_0"  # litert-torch's names for the one function and its one argument
 BITS = 8
-PRODUCTS = {"dynamic": ("FULLY_CONNECTED", "CONV_2D"), "static": ("FULLY_CONNECTED", "CONV_2D", "DEPTHWISE_CONV_2D")}
+LINEAR = ("FULLY_CONNECTED", "CONV_2D")
+PRODUCTS = {"dynamic": LINEAR, "static": (*LINEAR, "DEPTHWISE_CONV_2D"), "integer": tuple(sorted(WEIGHTED))}
+RANGES = {"dynamic": "each row's own, at run time", "static": "minmax", "integer": "minmax"}
 SAID = {
     "dynamic": "int8 weights per channel, activations row by row at run time; linear and convolution, depthwise convolution stays float",
     "static": "int8 weights per channel, activations asymmetric by calibration; linear and convolution, everything between stays float",
@@ -38,39 +46,67 @@ def work(job: Mapping[str, Any]) -> Mapping[str, Any]:
         target.write_bytes(content)
         return {"chosen": {}}
     try:
-        quantised = _quantise(content, recipe, job.get("calibration"), tuple(job["shape"]))
+        quantised, notes = _quantise(content, job)
+    except BackendError:
+        raise
     except Exception as error:
         raise BackendError(
             f"ai-edge-quantizer cannot quantise the network ({reason(error)}): use precision='fp32' or mode='dynamic'"
         ) from error
     target.write_bytes(quantised)
-    return {"chosen": {"quantisation": SAID[recipe]}}
+    return {"chosen": {"quantisation": SAID[recipe], **notes}}
 
 
 def _convert(program: str, shape: tuple[int, ...]) -> bytes:
     import litert_torch
     import torch
-    from torch._inductor.constant_folding import constant_fold
 
-    module = torch.export.load(program).module(check_guards=False)
-    # What follows from weights alone (a position embedding resampled to this size) is computed once: the converter knows no resampling.
-    constant_fold(module)
+    from edgejoule.compile.litert_rewrites import rewrite
+
+    module = rewrite(torch.export.load(program).module(check_guards=False))
     converted = litert_torch.convert(module, (torch.zeros(shape),))
     content: bytes = converted.model_content()
     return content
 
 
-def _quantise(content: bytes, recipe: str, calibration: str | None, shape: tuple[int, ...]) -> bytes:
+def _quantise(content: bytes, job: Mapping[str, Any]) -> tuple[bytes, Mapping[str, str]]:
+    """The file, and what was chosen. ``integer`` is judged as well, but nothing of it can be put back to float."""
+    import numpy as np
+
+    from edgejoule.compile.litert_search import choose, find_products
+
+    recipe, batch = job["recipe"], job["shape"][0]
+    products = find_products(content, PRODUCTS[recipe])
+    write = _writer(content, recipe, job.get("calibration"), batch, products.candidates)
+    held = Held(np.load(job["held"]), np.load(job["labels"]) if job.get("labels") else None)
+    made, chosen = choose(content, products, write, held, batch, job["max_drop_pct"], search=recipe != "integer")
+    notes = {**chosen.notes(), "ranges": RANGES[recipe], "held-out search": f"files run: {chosen.sessions}, on {chosen.held} images"}
+    if products.others:
+        notes["always in float"] = ", ".join(f"{count} {kind}" for kind, count in products.others.items())
+    return made, notes
+
+
+def _writer(
+    content: bytes, recipe: str, calibration: str | None, batch: int, scopes: Mapping[str, Iterable[tuple[str, str]]]
+) -> Callable[[frozenset[str]], bytes]:
+    """A function of the products that stay in float, which gives the file. Calibrates once, for all products."""
     from ai_edge_quantizer.quantizer import Quantizer
 
-    quantizer = Quantizer(bytearray(content), _recipe(recipe))
     ranges = None
     if calibration is not None:
-        ranges = quantizer.calibrate({SIGNATURE: _batches(calibration, shape[0])}, num_threads=1)
-    return bytes(quantizer.quantize(ranges, enable_progress_report=False).quantized_model)
+        everything = Quantizer(bytearray(content), _recipe(recipe, ()))
+        ranges = everything.calibrate({SIGNATURE: _batches(calibration, batch)}, num_threads=1)
+
+    def write(kept: frozenset[str]) -> bytes:
+        rules = _recipe(recipe, [use for name in sorted(kept) for use in scopes[name]])
+        made = Quantizer(bytearray(content), rules).quantize(copy.deepcopy(ranges), enable_progress_report=False)
+        return bytes(made.quantized_model)
+
+    return write
 
 
-def _recipe(name: str) -> list[dict[str, Any]]:
+def _recipe(name: str, kept: Iterable[tuple[str, str]]) -> list[dict[str, Any]]:
+    """``kept``: (operator, scope) of what stays in float. A rule's pattern is searched for in an operator's scope; the last one counts."""
     from ai_edge_quantizer.algorithm_manager import AlgorithmName
     from ai_edge_quantizer.qtyping import TFLOperationName
     from ai_edge_quantizer.recipe_manager import RecipeManager
@@ -80,12 +116,15 @@ def _recipe(name: str) -> list[dict[str, Any]]:
         rules.add_static_config(".*", TFLOperationName.ALL_SUPPORTED, BITS, BITS)
         for end in (TFLOperationName.INPUT, TFLOperationName.OUTPUT):
             rules.add_quantization_config(".*", end, algorithm_key=AlgorithmName.NO_QUANTIZE)
-    for product in PRODUCTS.get(name, ()):
+    for product in PRODUCTS[name] if name != "integer" else ():
         operator = TFLOperationName(product)
         if name == "dynamic":
             rules.add_dynamic_config(".*", operator, BITS)
         else:
             rules.add_static_config(".*", operator, activation_num_bits=BITS, weight_num_bits=BITS)
+    for product, scope in kept:
+        exactly = rf"\A{re.escape(scope)}\Z"
+        rules.add_quantization_config(exactly, TFLOperationName(product), algorithm_key=AlgorithmName.NO_QUANTIZE)
     found: list[dict[str, Any]] = rules.get_quantization_recipe()
     return found
 
