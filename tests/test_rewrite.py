@@ -14,6 +14,7 @@ pytest.importorskip("openvino")
 from edgejoule.compile.export import TorchExport
 from edgejoule.compile.openvino_attention import rewrite_attention
 from edgejoule.compile.openvino_import import core, import_openvino
+from edgejoule.compile.openvino_maps import rewrite_maps
 from edgejoule.compile.openvino_moves import rewrite_moves
 from edgejoule.compile.openvino_patches import rewrite_patches
 from edgejoule.compile.openvino_restore import weighted_names
@@ -23,6 +24,7 @@ from tests.networks import live
 
 openvino = import_openvino()
 op = openvino.opset13
+PRODUCTS = {"MatMul", "Softmax", "SoftMax"}
 EXACT = 1e-5  # relative, in float32
 RANDOM = np.random.default_rng(0)
 
@@ -46,6 +48,12 @@ def normal(*shape: int) -> Any:
 
 def kinds(model: Any) -> list[str]:
     return [node.get_type_name() for node in model.get_ordered_ops()]
+
+
+def kernels(model: Any) -> set[str]:
+    """The kinds of kernel that the plugin runs."""
+    compiled = core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    return {node.get_rt_info()["layerType"].astype(str) for node in compiled.get_runtime_model().get_ops()}
 
 
 def attention(transposed: bool = True, interleaved: bool = False, leak: bool = False, int8: bool = False) -> Any:
@@ -101,6 +109,81 @@ def test_attention_over_tokens_in_another_order_is_left_alone(swapped: bool) -> 
     queries = op.transpose(op.reshape(tokens, of(1, 4, 2, 4), False), of(0, 2, 1, 3))
     model = openvino.Model([op.result(op.matmul(queries, keys, False, True))], [x, keys])
     assert rewrite_attention(model) == int(not swapped)
+
+
+def attention_over_maps(turned: bool = True, split: bool = True, quantised: bool = False, kept: bool = False) -> Any:
+    """(B, C, 3, 4) -> (B, C', 3, 4): LeViT's attention; ``turned``: the transposes are operators, not attributes of the products."""
+    heads, key, value, tokens = 2, 4, 6, 12
+    x = op.parameter([2, 8, 3, 4], np.float32)
+
+    def maps(width: int) -> Any:
+        return op.convolution(x, op.constant(normal(heads * width, 8, 1, 1)), [1, 1], [0, 0], [0, 0], [1, 1])
+
+    if split:
+        view = op.reshape(maps(2 * key + value), of(2, heads, 2 * key + value, tokens), False)
+        q, k, v = op.variadic_split(view, of(2), of(key, key, value)).outputs()
+    else:
+        q, k, v = (op.reshape(maps(width), of(2, heads, width, tokens), False) for width in (key, key, value))
+    if quantised:
+        v = op.fake_quantize(v, *(op.constant(np.float32(n)) for n in (-2, 2.5, -2, 2.5)), 256)
+    scores = op.matmul(op.transpose(q, of(0, 1, 3, 2)), k, False, False) if turned else op.matmul(q, k, True, False)
+    masked = op.add(op.multiply(scores, op.constant(np.float32(0.7))), op.constant(normal(heads, tokens, tokens)))
+    weights = op.softmax(masked, -1)
+    product = op.matmul(v, op.transpose(weights, of(0, 1, 3, 2)), False, False) if turned else op.matmul(v, weights, False, True)
+    found = op.hswish(op.reshape(product, of(2, heads * value, 3, 4), False))
+    results = [op.result(found)] + ([op.result(weights)] if kept else [])
+    return openvino.Model(results, [x])
+
+
+@pytest.mark.parametrize("turned", [True, False])
+@pytest.mark.parametrize("split", [True, False])
+def test_attention_over_maps_is_written_over_tokens_and_becomes_one_kernel(turned: bool, split: bool) -> None:
+    model = attention_over_maps(turned, split)
+    images, names = normal(2, 8, 3, 4), weighted_names(model)
+    wanted = run(model, images)
+    assert rewrite_maps(model) == 1
+    model.validate_nodes_and_infer_types()
+    assert distance(run(model, images), wanted) < EXACT
+    assert set(weighted_names(model)) == set(names) and rewrite_maps(model) == 0
+    usual = attention()
+    rewrite_attention(usual)
+    if not PRODUCTS & kernels(usual):  # the plugin has such a kernel for this processor
+        assert not PRODUCTS & kernels(model)
+
+
+def linear_attention(heads: int = 2, foreign: bool = False) -> Any:
+    """(B, C, 3, 4) -> (B, C', 3, 4): EfficientViT's, without softmax; ``foreign``: its heads come from an input of their own."""
+    width, tokens = 5, 12
+    x, views = op.parameter([2, 8, 3, 4], np.float32), op.parameter([2, heads, 3 * width, tokens], np.float32)
+    maps = op.convolution(x, op.constant(normal(heads * 3 * width, 8, 1, 1)), [1, 1], [0, 0], [0, 0], [1, 1])
+    view = views if foreign else op.reshape(maps, of(2, heads, 3 * width, tokens), False)
+    q, k, v = op.split(op.transpose(view, of(0, 1, 3, 2)), op.constant(-1), 3).outputs()
+    product = op.matmul(op.relu(q), op.matmul(op.relu(k), v, True, False), False, False)
+    rows = product if foreign else op.reshape(op.transpose(product, of(0, 1, 3, 2)), of(2, heads * width, 3, 4), False)
+    return openvino.Model([op.result(rows)], [views if foreign else x])
+
+
+def test_heads_are_taken_apart_behind_a_maps_channels_and_put_together_there() -> None:
+    model, images = linear_attention(), normal(2, 8, 3, 4)
+    wanted = run(model, images)
+    assert rewrite_maps(model) == 2
+    model.validate_nodes_and_infer_types()
+    orders = [node.input_value(1).get_node().data.tolist() for node in model.get_ordered_ops() if node.get_type_name() == "Transpose"]
+    assert orders == [[0, 2, 3, 1], [0, 2, 1, 3], [0, 2, 1, 3], [0, 3, 1, 2]]
+    assert distance(run(model, images), wanted) < EXACT
+    assert rewrite_maps(model) == 0
+
+
+def test_transposed_heads_that_are_no_maps_stay() -> None:
+    assert rewrite_maps(linear_attention(foreign=True)) == 0
+
+
+@pytest.mark.parametrize("options", [{"quantised": True}, {"kept": True}], ids=str)
+def test_quantised_factors_or_probabilities_that_are_read_elsewhere_stay(options: dict[str, bool]) -> None:
+    model = attention_over_maps(**options)
+    before = kinds(model)
+    assert rewrite_maps(model) == 0
+    assert kinds(model) == before
 
 
 def test_a_patch_embedding_becomes_a_linear_layer_of_the_same_name() -> None:

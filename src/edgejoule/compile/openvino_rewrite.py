@@ -9,12 +9,14 @@ from __future__ import annotations
 from typing import Any
 
 from edgejoule.compile.openvino_attention import rewrite_attention
+from edgejoule.compile.openvino_maps import rewrite_maps
 from edgejoule.compile.openvino_moves import rewrite_moves
 from edgejoule.compile.openvino_patches import rewrite_patches
 from edgejoule.compile.openvino_shapes import rewrite_masks, rewrite_norms
 
 REWRITINGS = {
     "attentions": rewrite_attention,
+    "maps of heads": rewrite_maps,
     "masks": rewrite_masks,
     "norms": rewrite_norms,
     "quantisers": rewrite_moves,
