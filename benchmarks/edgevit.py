@@ -11,6 +11,7 @@ counted, then CALLS that are; the turn's figure is their median. Ratios are of t
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import random
 import time
@@ -73,7 +74,7 @@ def products() -> dict[str, Infer]:
 
     kinds = {kind: dtype for kind, dtype in PEAKS.items() if kind == "fp32" or has_bf16()}
     pairs = {kind: (torch.randn(SIDE, SIDE).to(dtype), torch.randn(SIDE, SIDE).to(dtype)) for kind, dtype in kinds.items()}
-    return {f"GEMM {kind}": (lambda a=a, b=b: torch.mm(a, b)) for kind, (a, b) in pairs.items()}
+    return {f"GEMM {kind}": functools.partial(torch.mm, *pair) for kind, pair in pairs.items()}
 
 
 def turn_s(infer: Infer) -> float:

@@ -92,7 +92,8 @@ def plain_vit(width: int, heads: int, depth: int = 12) -> Any:
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:  # (B, N, D) -> (B, N, D)
             q, k, v = self.qkv(x).unflatten(-1, (3, heads, width // heads)).permute(2, 0, 3, 1, 4)  # (B, H, N, D / H) each
-            return self.proj(nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+            mixed: torch.Tensor = self.proj(nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+            return mixed
 
     class Residual(nn.Module):
         def __init__(self, *inner: nn.Module) -> None:
@@ -100,7 +101,8 @@ def plain_vit(width: int, heads: int, depth: int = 12) -> Any:
             self.inner = nn.Sequential(nn.LayerNorm(width), *inner)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:  # (B, N, D) -> (B, N, D)
-            return x + self.inner(x)
+            y: torch.Tensor = self.inner(x)
+            return x + y
 
     class PlainViT(nn.Module):
         def __init__(self) -> None:
@@ -113,7 +115,8 @@ def plain_vit(width: int, heads: int, depth: int = 12) -> Any:
 
         def forward(self, images: torch.Tensor) -> torch.Tensor:  # (B, 3, 224, 224) -> (B, 1000)
             tokens = self.patches(images).flatten(2).transpose(1, 2) + self.place  # (B, N, D)
-            return self.head(self.blocks(tokens).mean(1))
+            logits: torch.Tensor = self.head(self.blocks(tokens).mean(1))
+            return logits
 
     return PlainViT()
 
@@ -127,7 +130,7 @@ def ready(export: TorchExport, way: str, precision: str, layout: Any, folder: Pa
     set_products(precision == "tf32")
     torch.backends.cudnn.benchmark = True
     save_program(program_of(export, precision, layout, shape), path)
-    module = load_program(path, "cuda").module(check_guards=False)
+    module: Any = load_program(path, "cuda").module(check_guards=False)
     if way == "inductor":
         with torch.inference_mode():
             module = torch.compile(module, fullgraph=True, options={"freezing": True})
@@ -147,7 +150,8 @@ def interval(values: Sequence[float]) -> tuple[float, float, float]:
 
 def timed(runs: dict[tuple[str, str], GpuRun], images: Any, rounds: int) -> dict[tuple[str, str], tuple[list[float], list[float]]]:
     """{way: (medians of host seconds, medians of GPU seconds), one a round}."""
-    order, found = random.Random(0), {way: ([], []) for way in runs}
+    order = random.Random(0)
+    found: dict[tuple[str, str], tuple[list[float], list[float]]] = {way: ([], []) for way in runs}
     for _ in range(rounds):
         for way in order.sample(list(runs), len(runs)):
             run, host, device = runs[way], [], []

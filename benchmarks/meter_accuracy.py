@@ -108,8 +108,10 @@ def bursty(rng: Rng, seconds: float) -> Power:
 
 def in_step(rng: Rng, seconds: float) -> Power:
     """25 W for 50 ms of every 100 ms: as often as many sensors update."""
-    knots = START_S + 0.05 * np.arange(max(2, round(seconds / 0.05)) + 1)
-    return Power(knots, np.append(np.where(np.arange(len(knots) - 1) % 2 == 0, 25.0, IDLE_W), IDLE_W), IDLE_W)
+    knots = START_S + 0.05 * np.arange(max(2, round(seconds / 0.05)) + 1, dtype=np.float64)
+    watts = np.full(len(knots), IDLE_W)
+    watts[:-1:2] = 25.0
+    return Power(knots, watts, IDLE_W)
 
 
 SHAPES: dict[str, Callable[[Rng, float], Power]] = {"constant": constant, "bursty": bursty, "in step": in_step}
@@ -256,8 +258,8 @@ def jtop(run: Run, start: float, stop: float) -> float | None:
 READERS: dict[str, Callable[[Run], float | None]] = {
     "mean x time": lambda run: net(mean_times_time, run),
     "zeus' rule": lambda run: net(zeus, run),
-    "CodeCarbon's, 15 s": lambda run: net(lambda *where: codecarbon(*where, every_s=15.0), run),
-    "CodeCarbon's, 1 s": lambda run: net(lambda *where: codecarbon(*where, every_s=1.0), run),
+    "CodeCarbon's, 15 s": lambda run: net(lambda run, start, stop: codecarbon(run, start, stop, 15.0), run),
+    "CodeCarbon's, 1 s": lambda run: net(lambda run, start, stop: codecarbon(run, start, stop, 1.0), run),
     "jtop's": lambda run: net(jtop, run),
 }
 

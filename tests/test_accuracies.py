@@ -14,6 +14,7 @@ import pytest
 from edgejoule.accuracies import accuracy_of, doubts_of, published_accuracy, spread, variance_components
 from edgejoule.caveats import caveat
 from edgejoule.datasets.classification import wilson
+from edgejoule.errors import ArtifactError
 from edgejoule.records import Accuracy, Epoch, Evaluation, Interval, Ranking, Scores, Trace, Training, floats
 from edgejoule.report import text
 from edgejoule.report.training import spreads, trainings
@@ -330,6 +331,17 @@ def test_a_drop_is_seen_beside_the_training_where_the_float_network_did_not_run(
 
 def test_a_later_evaluation_without_the_float_network_hides_no_drop() -> None:
     made = compiled()
+    trained = replace(made, variant=replace(made.variant, weights="file"))
     beside = replace(evaluated(300), artifact_sha256=made.sha256, drop=Interval(0.2, 0.15, 0.25, TESTED))
     alone = replace(evaluated(300), artifact_sha256=made.sha256, drop=None, evaluated_at=beside.evaluated_at + 1)
-    assert "accuracy_lost" in {doubt.code for doubt in doubts_of(made, [], [beside, alone])}
+    assert "accuracy_lost" in {doubt.code for doubt in doubts_of(trained, [], [beside, alone])}
+    assert made.variant.weights == "random", "whose near ties have no budget"
+    assert "accuracy_lost" not in {doubt.code for doubt in doubts_of(made, [], [beside, alone])}
+
+
+@pytest.mark.parametrize("edited", ["much", "", "1,5", "nan", "-1", "inf"])
+def test_a_budget_that_is_no_number_is_one_sentence(edited: str) -> None:
+    made = replace(compiled(), notes={"budget_pct": edited})
+    seen = replace(evaluated(300), artifact_sha256=made.sha256, drop=Interval(0.2, 0.15, 0.25, TESTED))
+    with pytest.raises(ArtifactError, match="no number: compile again"):
+        doubts_of(made, [], [seen])

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgejoule import errors, stages
+from edgejoule import environments, errors, stages
 from edgejoule.bench import Bench
 from edgejoule.errors import AgentError, ArtifactError, BackendError, DataError, EdgejouleError, MeterError, SpecError, TransportError
 from edgejoule.fleet import dispatch
@@ -29,6 +29,8 @@ from edgejoule.measure.protocols import profile
 from edgejoule.measure.summary import summarise
 from edgejoule.plain import encode
 from edgejoule.records import Job, Outputs, SessionInfo, Trial, Workload, floats
+from edgejoule.study_file import MeasurePlan
+from tests import samples
 from tests.fakes.artifacts import PREPROCESSING, install_plugin, odd_artifact, onnx_artifact, write_images
 
 BRIEF = profile("quick(idle_s=0.3, warmup_s=0.1, warmup_cap_s=0.5, window_s=0.4)")
@@ -86,6 +88,26 @@ def test_a_trial_of_another_environment_has_the_fingerprint_of_this_one(tmp_path
     here = environment(1)
     assert trial.environment.versions["openvino"] == "1" != here.versions.get("openvino")
     assert trial.environment.fingerprint == here.fingerprint
+
+
+@pytest.mark.parametrize(("backend", "known_anew"), [("litert", True), ("onnxruntime", False)])
+def test_another_version_in_a_backends_own_environment_is_another_trial(
+    backend: str, known_anew: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fingerprint sees this installation only; the same bytes run otherwise on a newer runtime."""
+    keys = []
+    for version in ("2.1.0", "2.1.0", "2.2.0"):
+        monkeypatch.setattr(environments, "versions", lambda name, packages, version=version: {"ai-edge-litert": version})
+        made = stages.Entrant(samples.artifact(backend=backend), tmp_path / "images.npy", Workload(), "none")
+        keys.append(stages.trial_keys(made, MeasurePlan(threads=1)))
+    assert keys[0] == keys[1] and (keys[0] != keys[2]) is known_anew
+
+
+@pytest.mark.parametrize("work", ["streams(n=2)", "fixed_rate(hz=30)"])
+def test_a_sustained_profile_has_one_inference_after_the_other(work: str) -> None:
+    stages.check(MeasurePlan(profile="sustained(window_s=60)", meter="none"), ["onnxruntime"])
+    with pytest.raises(SpecError, match="one inference after the other"):
+        stages.check(MeasurePlan(profile="sustained(window_s=60)", scenario=work, meter="none"), ["onnxruntime"])
 
 
 @pytest.mark.parametrize("batch", [1, 4])

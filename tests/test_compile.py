@@ -19,7 +19,7 @@ import pytest
 
 from edgejoule import manifest
 from edgejoule.compile import LEAVES
-from edgejoule.compile.build import build, build_key, find
+from edgejoule.compile.build import Material, build, build_key, find
 from edgejoule.compile.export import TorchExport
 from edgejoule.compile.truth import verify_parity
 from edgejoule.errors import BackendError, DataError, ModelError, OutputError
@@ -320,6 +320,23 @@ def test_what_was_never_run_is_judged_once_its_runtime_is_here(crops: Path, tmp_
     judged = make(crops, cache)
     assert judged.parity is not None and "not_run" not in {doubt.code for doubt in judged.caveats}
     assert judged.sha256 == written.sha256
+
+
+@pytest.mark.parametrize(("weights", "allowed"), [("random", 100.0), ("file", 2.0)])
+def test_random_weights_have_no_budget(weights: Any, allowed: float, crops: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their classes are near ties: what a search would put back to float by equal answers is drawn by lot."""
+    seen, real = [], Matmul.compile
+
+    def compile_and_tell(self: Any, export: Any, context: Any) -> Any:
+        seen.append(context.max_drop_pct)
+        return real(self, export, context)
+
+    monkeypatch.setattr(Matmul, "compile", compile_and_tell)
+    images = np.load(crops)
+    material = Material("these", lambda: images, lambda: (images, None), 2.0)
+    of = dataclasses.replace(variant(), weights=weights)
+    made = make(crops, tmp_path / "cache", of=of, backend="matmul(precision='int8')", material=material)
+    assert seen == [allowed] and made.notes["budget_pct"] == "2" and ("budget" in made.notes) is (weights == "random")
 
 
 def test_a_backend_that_breaks_its_word(crops: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

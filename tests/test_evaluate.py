@@ -401,6 +401,8 @@ def test_the_verb_prints_and_keeps_what_it_found(artifact: Artifact, tmp_path: P
     for part in ("top-1", "calibration error", "worst classes", "of 8", "not asked for", "shades, test split, 23 images"):
         assert part in text
     assert "results" not in text
+    with pytest.raises(SpecError, match="compiled already"):
+        run(folder, "--data", "shades", "--calibration", "photos(n=12)")
 
 
 def test_the_verb_compiles_a_model_with_the_weights_of_a_training(
@@ -414,6 +416,12 @@ def test_the_verb_compiles_a_model_with_the_weights_of_a_training(
     found = json.loads(done.stdout)
     assert found["agreement"]["value"] == 1.0 and found["drop"]["value"] == 0.0 and found["scores"]["n"] == 23
     assert [doubt["code"] for doubt in found["caveats"]] == ["classes_assumed"]  # the file says nothing of itself
+    int8 = ("--backend", "onnxruntime(precision='int8')", "--calibration", "photos(n=12)", "--max-drop-pct", "7")
+    run("linear", "--data", data, "--weights", str(trained[1]), *int8, "--cache", str(tmp_path / "q"))
+    (made,) = [json.loads(file.read_text()) for file in (tmp_path / "q").rglob("manifest.json")]
+    assert made["notes"]["budget_pct"] == "7" and made["precision"] == "int8"
+    with pytest.raises(SpecError):
+        run("linear", "--data", data, "--calibration", "photos(n=0)")
 
 
 # ---------------------------------------------------------------- as text and on the page

@@ -124,8 +124,12 @@ def test_summaries_are_compared_without_their_rounds() -> None:
         compare_measurements(dataclasses.replace(ours, energy_j=None), theirs, "energy")
     with pytest.raises(MeterError, match="one instrument"):
         compare_measurements(dataclasses.replace(ours, scope="wall"), theirs, "energy")
-    with pytest.raises(MeterError, match="one batch"):
-        compare_measurements(dataclasses.replace(ours, workload=Workload("offline", 8)), theirs)
+    for other in (Workload("offline", 8), Workload("streams(n=4)"), Workload(end_to_end=True)):
+        with pytest.raises(MeterError, match="in one way"):
+            compare_measurements(dataclasses.replace(ours, workload=other), theirs)
+    with pytest.raises(MeterError, match="in one way"):
+        compare_measurements(dataclasses.replace(ours, protocol="e3p"), theirs)
+    assert compare_measurements(dataclasses.replace(ours, workload=Workload("offline", 8)), theirs, "energy").differs
 
 
 def test_holm_takes_back_what_many_comparisons_make_uncertain() -> None:

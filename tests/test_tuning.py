@@ -150,7 +150,40 @@ def test_what_fails_the_truth_gate_never_races(timed: list[Choice], cache: Path,
     assert [one.verdict for one in found.tried if "bf16" in one.choice.backend] == ["not raced: parity low (0.56)"]
 
 
+@pytest.mark.parametrize(("weights", "races"), [("pretrained", False), ("random", True)])
+def test_what_quantising_could_not_bring_under_the_budget_does_not_race(
+    weights: str, races: bool, timed: list[Choice], cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from edgejoule import compiling
+
+    real = compiling.compile_model
+
+    def missing(spec: Any, backends: Any, *rest: Any, **options: Any) -> Any:
+        for made in real(spec, backends, *rest, **options):
+            doubts = (caveats.caveat("budget_missed", "drop 9.4 points"),) if "bf16" in backends[0] else ()
+            yield dataclasses.replace(made, caveats=doubts, variant=dataclasses.replace(made.variant, weights=weights))
+
+    monkeypatch.setattr(compiling, "compile_model", missing)
+    found = tuned(cache)
+    assert any("bf16" in one.backend for one in timed) is races and ("bf16" in found.winner.choice.backend) is races
+    assert ("not raced: budget missed (drop 9.4 points)" in {one.verdict for one in found.tried}) is not races
+
+
+def called_pretrained(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiled networks say that their weights are: random ones have no budget."""
+    from edgejoule import compiling
+
+    real = compiling.compile_model
+
+    def renamed(*given: Any, **options: Any) -> Any:
+        for made in real(*given, **options):
+            yield dataclasses.replace(made, variant=dataclasses.replace(made.variant, weights="pretrained"))
+
+    monkeypatch.setattr(compiling, "compile_model", renamed)
+
+
 def test_the_winner_keeps_the_budget(timed: list[Choice], cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    called_pretrained(monkeypatch)
     monkeypatch.setattr("edgejoule.tuning._Tuner.drop_pct", lambda self, choice: 3.0 if "bf16" in choice.backend else 0.5)
     found = tuned(cache)
     assert found.winner.choice.backend == "openvino" and found.winner.drop_pct == 0.5

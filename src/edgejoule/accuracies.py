@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from edgejoule.caveats import caveat
+from edgejoule.errors import ArtifactError
 from edgejoule.records import Accuracy, Artifact, Caveat, Evaluation, Interval, ModelSpec, Training
 
 TEST = "test"
@@ -61,12 +62,26 @@ def doubts_of(artifact: Artifact, trainings: Iterable[Training], evaluations: It
 
 def _lost_too_much(artifact: Artifact, evaluated: Evaluation, own: Training | None) -> tuple[Caveat, ...]:
     """Where even the least drop that the labelled images allow is beyond the budget that the artifact was compiled with."""
-    drop, budget = evaluated.drop or _unpaired(evaluated, own), float(artifact.notes.get("budget_pct", BUDGET_PCT))
+    drop, budget = evaluated.drop or _unpaired(evaluated, own), budget_of(artifact)
+    if artifact.variant.weights == "random":
+        return ()  # they had no budget: near ties
     if drop is None or drop.low is None or 100 * drop.low <= budget:
         return ()
     fell = f"top-1 fell by {100 * drop.value:.1f} points, at least {100 * drop.low:.1f}"
     seen = f"{fell}, on {evaluated.scores.n} images; the budget is {budget:g}"
     return (caveat("accuracy_lost", seen),)
+
+
+def budget_of(artifact: Artifact) -> float:
+    """Points of top-1 that the artifact may lose. Raises ArtifactError where its manifest was edited to something that is no number."""
+    said = artifact.notes.get("budget_pct", str(BUDGET_PCT))
+    try:
+        budget = float(said)
+    except ValueError:
+        budget = math.nan
+    if not 0 <= budget < math.inf:
+        raise ArtifactError(f"the manifest in {artifact.folder} allows {said!r} points of top-1, which is no number: compile again")
+    return budget
 
 
 def _unpaired(evaluated: Evaluation, own: Training | None) -> Interval | None:

@@ -27,7 +27,7 @@ from edgejoule.caveats import caveat
 from edgejoule.datasets.classification import BROKEN, Judged, joined, judge, paired_difference, scores_of, wilson
 from edgejoule.errors import AgentError, BackendError, BadImageError, DataError, ModelError, SpecError
 from edgejoule.records import Artifact, Caveat, Evaluation, Interval, Job, ModelSpec, Outputs, Preprocessing, Variant, Workload
-from edgejoule.study_file import MeasurePlan
+from edgejoule.study_file import CompilePlan, MeasurePlan
 from edgejoule.trained import noted_spec
 from edgejoule.training import open_data
 
@@ -146,7 +146,15 @@ def check_classes(spec: ModelSpec, labelled: LabelledData) -> None:
         )
 
 
-def artifact_of(target: str, labelled: LabelledData, backend: str | None, weights: str, threads: int, bench: Bench) -> Artifact:
+def artifact_of(
+    target: str,
+    labelled: LabelledData,
+    backend: str | None,
+    weights: str,
+    threads: int,
+    bench: Bench,
+    quantising: CompilePlan | None = None,
+) -> Artifact:
     """The artifact of a folder, or of a model compiled now. Raises what keeps it from being one."""
     from edgejoule import manifest
 
@@ -158,7 +166,8 @@ def artifact_of(target: str, labelled: LabelledData, backend: str | None, weight
     spec = spec_for(target, weights, labelled)
     check_classes(spec, labelled)
     bench.notify(Event("compile", f"{spec.name} for {backend or 'onnxruntime'}"))
-    (made,) = compiling.compile_model(spec, (backend or "onnxruntime",), MeasurePlan(threads=threads), weights, bench)
+    plan, quantising = MeasurePlan(threads=threads), quantising or CompilePlan()
+    (made,) = compiling.compile_model(spec, (backend or "onnxruntime",), plan, weights, bench, compiling=quantising)
     if not isinstance(made, Artifact):
         raise BackendError(f"{made.variant} @ {made.backend}: {made.reason}")
     return made

@@ -141,7 +141,7 @@ class LabelledData(Protocol):
 class Session(Protocol):
     """A loaded artifact. ``infer`` blocks until the host has the arrays; loaded with ``streams=n``, n threads may call it at once.
 
-    Optional: ``audit(images) -> Placement`` runs the images once more, however slowly, to see which operators run where and in what
+    Optional: ``audit(images) -> Placement | None`` runs the images once more, however slowly, to see which operators run where and in what
     precision (never called where time is measured); ``submit(images, done)`` begins an inference and returns at once, where a stream
     is free; ``done({"logits": ...} | an exception)`` is called from any thread; ``window(images, duration_s, at_least, clock)`` of a
     runtime that times itself (``infer`` is then no timing): instants (n + 1,) on ``clock``, one batch run back to back after a warm-up.

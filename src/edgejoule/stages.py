@@ -18,6 +18,7 @@ from edgejoule import data, registry
 from edgejoule.bench import Bench, Event, cores, writable
 from edgejoule.catalog import find_model, pool
 from edgejoule.errors import OF_ONE_MODEL, AgentError, ArtifactError, MeterError, OutputError, SpecError
+from edgejoule.plain import digest
 from edgejoule.records import Artifact, Failure, Job, ModelSpec, Protocol, Screened, Trial, Workload
 from edgejoule.scenarios import scenario
 from edgejoule.seams import Backend
@@ -125,13 +126,20 @@ def measure(entered: Sequence[Entrant], plan: MeasurePlan, store: Store, run: in
 
 
 def trial_keys(entrant: Entrant, plan: MeasurePlan) -> tuple[str, ...]:
-    """What the store knows the entrant's repeats by on this machine, as many as the plan may make."""
+    """What the store knows the entrant's repeats by on this machine, as many as the plan may make.
+
+    The fingerprint does not see what a backend's own environment holds, so its versions count here: a newer runtime may compile the same
+    bytes and run them otherwise.
+    """
     from edgejoule.measure.environment import environment
     from edgejoule.measure.plan import most_trials, trial_key
     from edgejoule.measure.protocols import profile
 
-    protocol, fingerprint = profile(plan.profile), environment(cores(plan.threads)).fingerprint
-    made_of = (entrant.artifact.sha256, entrant.workload, protocol, fingerprint, entrant.meter)
+    protocol, backend = profile(plan.profile), backend_of(entrant.artifact)
+    software = environment(cores(plan.threads)).fingerprint
+    if getattr(backend, "environment", ""):
+        software = digest([software, dict(backend.toolchain())])
+    made_of = (entrant.artifact.sha256, entrant.workload, protocol, software, entrant.meter)
     return tuple(trial_key(*made_of, repeat) for repeat in range(most_trials(protocol)))
 
 
@@ -165,14 +173,17 @@ def run_trial(entrant: Entrant, key: str, protocol: Protocol, threads: int, repe
 def check(plan: MeasurePlan, backends: Sequence[str], recipes: Sequence[str] = ()) -> None:
     """Raises before any work for what would stop it later: a backend, pass, profile, image source or meter that is not there."""
     from edgejoule.measure.meters import open_meter
-    from edgejoule.measure.protocols import profile
+    from edgejoule.measure.plan import SUSTAINED
+    from edgejoule.measure.protocols import base_name, profile
     from edgejoule.optimize.recipe import check as check_recipe
 
     for backend in backends:
         registry.create("backend", backend)
     for recipe in recipes:
         check_recipe(recipe)
-    profile(plan.profile)
+    how, work = profile(plan.profile), scenario(plan.scenario)
+    if base_name(how) == SUSTAINED and (work.hz is not None or work.name == "streams"):
+        raise SpecError(f"a sustained run is one inference after the other, and {plan.scenario} is not: leave one of them out")
     data.source(plan.images)
     asked = registry.parse(plan.meter)
     if asked.name in ("auto", "none") and asked.options:

@@ -1,13 +1,15 @@
 """The joint of autotuning: which backend, precision, layout, fusion and number of threads runs one network fastest on this device.
 
 Two races of fresh worker processes: first every backend and precision that works here, at its defaults; then the best few with one thing
-changed each (threads, layout, fused layers). Only what passes the truth gate races; where there are labelled images, the winner must keep
-the accuracy budget on those held out. What was found is kept by device and network. Ranks no energy: measure the winner for that.
+changed each (threads, layout, fused layers). Only what passes the truth gate races, and what quantising brought under the budget on images
+held out; where those are labelled, the winner must keep it in its own runtime too. What was found is kept by device and network. Ranks no
+energy: measure the winner for that.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import statistics
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +25,7 @@ from edgejoule.plain import decode, digest, encode
 from edgejoule.records import Artifact, Failure, Interval, ModelSpec
 from edgejoule.study_file import CompilePlan, MeasurePlan
 
-VERSION = 1
+VERSION = 2
 SHORT = "quick(window_s=0.3, window_inferences=3, warmup_s=0.2, warmup_cap_s=0.4, idle_s=0.0, repeats_min=1, repeats_max=1)"
 COARSE, FINE, BEST, CLOSE = 4, 6, 3, 2.0  # rounds of each race; how many of the first one's best are varied, if so close to the best
 
@@ -215,7 +217,8 @@ class _Tuner:
             if isinstance(result, Failure):
                 self.refused[choice] = f"not raced: {result.reason}"
                 return None
-            if doubts := [doubt for doubt in result.caveats if doubt.code in UNRANKED]:
+            barred = UNRANKED if result.variant.weights == "random" else UNRANKED | {"budget_missed"}
+            if doubts := [doubt for doubt in result.caveats if doubt.code in barred]:
                 self.refused[choice] = f"not raced: {doubts[0].code.replace('_', ' ')} ({doubts[0].seen})"
                 return None
             self.made[place] = result
@@ -238,7 +241,7 @@ class _Tuner:
         winner = None
         for lane in _fastest_first(fine, coarse):
             drop = drops[lane.candidate] = self.drop_pct(lane.candidate)
-            if drop is None or drop <= self.compiling.max_drop_pct:
+            if drop is None or drop <= self.allowed(lane.candidate):
                 winner = lane.candidate
                 break
         if winner is None:
@@ -250,7 +253,7 @@ class _Tuner:
     def tried(self, lane: Lane[Choice], winner: Choice, beside: Sequence[Lane[Choice]], drops: Mapping[Choice, float | None]) -> Tried:
         """A lane in words and numbers; its ratio is over the winner's lane of the same race, where it ran in that."""
         artifact, drop = self.made[lane.candidate.backend, lane.candidate.recipe], drops.get(lane.candidate)
-        over = drop is not None and drop > self.compiling.max_drop_pct
+        over = drop is not None and drop > self.allowed(lane.candidate)
         verdict = f"over budget: {drop:.1f} points lost" if over else lane.left or "ran to the end"
         its = next((one for one in beside if one.candidate == winner and one.seconds), None)
         return Tried(
@@ -263,6 +266,11 @@ class _Tuner:
             drop,
             artifact.folder,
         )
+
+    def allowed(self, choice: Choice) -> float:
+        """Points of top-1; any number of them where the weights are random, whose classes are near ties."""
+        artifact = self.made[choice.backend, choice.recipe]
+        return math.inf if artifact.variant.weights == "random" else self.compiling.max_drop_pct
 
     def drop_pct(self, choice: Choice) -> float | None:
         """Points of top-1 lost on the held-out split of labelled calibration data; None where nobody knows the labels."""

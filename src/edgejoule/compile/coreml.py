@@ -27,6 +27,7 @@ from edgejoule.seams import CompileContext, Export, Handover
 PACKAGE = "model.mlpackage"
 MODEL = f"{PACKAGE}/Data/com.apple.CoreML/model.mlmodel"
 PORTS = ("inputs", "outputs")
+FIRST_PLANS = (14, 4)  # the macOS that first tells compute plans
 LONGEST_S = 1800.0  # the largest networks take minutes
 DTYPES = {"float32": "float32", "float16": "float16", "double": "float64", "int32": "int32"}
 DEVICES = {"MLCPUComputeDevice": "cpu", "MLGPUComputeDevice": "gpu", "MLNeuralEngineComputeDevice": "neural engine"}
@@ -144,8 +145,13 @@ class CoreMlSession:
         """``precision`` is what the program's products with weights are written in; Core ML has no say of what its units really use."""
         return self._info
 
-    def audit(self, images: Any) -> Placement:
-        """Which unit Core ML prefers for each operator, by its compute plan. Raises BackendError where it has none (before macOS 14.4)."""
+    def audit(self, images: Any) -> Placement | None:
+        """Which unit Core ML prefers for each operator, by its compute plan; None where macOS has none (before 14.4).
+
+        Raises BackendError where the plan cannot be read.
+        """
+        if (said := platform.mac_ver()[0]) and tuple(map(int, said.split(".")[:2])) < FIRST_PLANS:
+            return None
         from coremltools.models.compute_plan import MLComputePlan
 
         try:
@@ -153,7 +159,7 @@ class CoreMlSession:
             operators = plan.model_structure.program.functions["main"].block.operations
             usages = [(op.operator_name, plan.get_compute_device_usage_for_mlprogram_operation(op)) for op in operators]
         except Exception as error:
-            raise BackendError(f"Core ML tells no compute plan ({reason(error)}): macOS 14.4 or later does") from error
+            raise BackendError(f"Core ML tells no compute plan ({reason(error)}): measure without it, or update macOS") from error
         preferred = [(name, type(usage.preferred_compute_device).__name__) for name, usage in usages if usage]
         return placement_of(preferred, self._precisions(), self._named)
 

@@ -15,7 +15,7 @@ from typing import Literal
 from edgejoule.errors import MeterError
 from edgejoule.measure.plan import gross_j_per_image, is_rejected, median_latency_s
 from edgejoule.measure.stats import LogRatio, interval_spread, paired_ratio, unpaired_ratio, welch_ratio
-from edgejoule.records import Grade, Interval, Measurement, Trial
+from edgejoule.records import Grade, Interval, Measurement, Trial, Workload
 from edgejoule.scenarios import scenario
 
 Figure = Literal["latency", "energy"]
@@ -58,11 +58,11 @@ def compare_trials(ours: Sequence[Trial], theirs: Sequence[Trial], figure: Figur
     two must not be compared: another scenario, batch or protocol, or energies of another grade or scope.
     """
     kept, other = ([trial for trial in trials if not is_rejected(trial)] for trials in (ours, theirs))
-    ways = [{_way(trial, figure) for trial in side} for side in (kept, other)]
+    ways = [{_way(trial.workload, trial.protocol.name, figure) for trial in side} for side in (kept, other)]
     shared = ways[0] & ways[1]
     if all(ways) and not shared:
         raise MeterError(f"{min(ways[0])} and {min(ways[1])} are not comparable: measure both in one way")
-    kept, other = ([trial for trial in trials if _way(trial, figure) in shared] for trials in (kept, other))
+    kept, other = ([trial for trial in trials if _way(trial.workload, trial.protocol.name, figure) in shared] for trials in (kept, other))
     mine, yours = _by_round(kept, figure), _by_round(other, figure)
     for found, trials in ((mine, ours), (yours, theirs)):
         if not found:
@@ -81,7 +81,9 @@ def compare_measurements(ours: Measurement, theirs: Measurement, figure: Figure 
     The scatter of the repeats is had back from the intervals; that of a logarithm is its relative scatter, which is right to 1 % up
     to a scatter of 10 %. Raises MeterError as ``compare_trials`` does.
     """
-    _check_batches(ours.workload.batch, theirs.workload.batch, figure)
+    ways = [_way(one.workload, one.protocol, figure) for one in (ours, theirs)]
+    if ways[0] != ways[1]:
+        raise MeterError(f"{ways[0]} and {ways[1]} are not comparable: measure both in one way")
     mine, yours = _figure(ours, figure), _figure(theirs, figure)
     grade = _common((ours.grade, ours.scope), (theirs.grade, theirs.scope)) if figure == "energy" else "C"
     if mine.value <= 0 or yours.value <= 0:
@@ -133,11 +135,10 @@ def _certain(verdict: Verdict) -> float:
     return 1.0 if verdict.p_value is None else verdict.p_value
 
 
-def _way(trial: Trial, figure: Figure) -> str:
-    """How a repeat was measured: what two must have in common. Joules per image may be of other batches, but not of other idle."""
-    work = trial.workload
+def _way(work: Workload, protocol: str, figure: Figure) -> str:
+    """How it was measured: what two must have in common. Joules per image may be of other batches, but not of other idle."""
     how = f"{work.scenario}, batch {work.batch}" if figure == "latency" or scenario(work.scenario).hz else "back to back"
-    return f"{how}{', end to end' if work.end_to_end else ''}, {trial.protocol.name}"
+    return f"{how}{', end to end' if work.end_to_end else ''}, {protocol}"
 
 
 def _by_round(trials: Sequence[Trial], figure: Figure) -> dict[tuple[object, ...], float]:
@@ -161,11 +162,6 @@ def _common(ours: tuple[Grade, str], theirs: tuple[Grade, str]) -> Grade:
         shown = [f"grade {grade}, scope {scope or 'none'}" for grade, scope in (ours, theirs)]
         raise MeterError(f"energies of {shown[0]} and of {shown[1]} are not comparable: measure both with one instrument")
     return ours[0]
-
-
-def _check_batches(ours: int, theirs: int, figure: Figure) -> None:
-    if figure == "latency" and ours != theirs:
-        raise MeterError(f"latencies of batches of {ours} and of {theirs} are not comparable: measure both with one batch")
 
 
 def _figure(measured: Measurement, figure: Figure) -> Interval:

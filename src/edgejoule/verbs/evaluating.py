@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from edgejoule.errors import SpecError
 from edgejoule.progress import Progress
-from edgejoule.verbs.options import Cache, Json, Threads, bench_of, command_line, print_json, print_text
+from edgejoule.verbs.options import Cache, Calibration, Json, MaxDrop, Threads, bench_of, command_line, compiling_of, print_json, print_text
 
 if TYPE_CHECKING:
     from edgejoule.records import Artifact, Evaluation
@@ -26,6 +27,8 @@ def evaluate(
     no_reference: Annotated[bool, typer.Option("--no-reference", help="Do not run the float32 network beside it.")] = False,
     max_bad_images: Annotated[int, typer.Option(help="Leave out so many images that cannot be read, then stop.", min=0)] = 0,
     threads: Threads = 0,
+    calibration: Calibration = "auto",
+    max_drop_pct: MaxDrop = 1.0,
     out: Annotated[Path | None, typer.Option(help="Keep the evaluation in this folder's results.sqlite.")] = None,
     cache: Cache = None,
     as_json: Json = False,
@@ -38,9 +41,12 @@ def evaluate(
 
     if out is not None:
         check_writable(out)
+    compiling = compiling_of(calibration, max_drop_pct)
+    if calibration != "auto" and Path(target).is_dir():
+        raise SpecError(f"{target} is compiled already, and calibration comes before that: leave --calibration out")
     with Progress("without --out nothing is kept" if out is None else "") as progress:
         bench = bench_of(cache, progress)
-        artifact = artifact_of(target, opened(data), backend, weights, threads, bench)
+        artifact = artifact_of(target, opened(data), backend, weights, threads, bench, compiling)
         reference, why = (None, "not asked for") if no_reference else reference_of(artifact, weights, bench)
         if why and not no_reference:
             progress.say(f"no agreement with the float32 network: {why} (with --weights)")

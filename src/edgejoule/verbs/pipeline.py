@@ -203,7 +203,7 @@ def measure(
     from edgejoule.study import check_writable, measure_one
 
     if sustain:
-        profile = sustained_profile(sustain, scenario)
+        profile = sustained_profile(sustain)
     plan = plan_of(profile=profile, scenario=scenario, batch=batch, meter=meter, threads=threads, images=images)
     wanted = backend or "onnxruntime"
     stages.check(plan, [wanted], [recipe])
@@ -245,10 +245,8 @@ def settle(found: Any, trial: Any, folder: Path) -> dict[str, Any]:
     return {"sustained": held, "page": str(file)}
 
 
-def sustained_profile(duration: str, scenario: str) -> str:
+def sustained_profile(duration: str) -> str:
     """``10m`` -> the spelling of the profile that runs so long. Raises SpecError for what is no duration of at least half a minute."""
-    from edgejoule.scenarios import scenario as of
-
     units = {"s": 1.0, "m": 60.0, "h": 3600.0}
     number, unit = duration.strip()[:-1], duration.strip()[-1:]
     if unit.isdigit():
@@ -259,8 +257,6 @@ def sustained_profile(duration: str, scenario: str) -> str:
         raise SpecError(f"--sustain {duration!r} is no duration: expected seconds, minutes or hours, as in 10m") from error
     if not SUSTAIN_S[0] <= seconds <= SUSTAIN_S[1]:
         raise SpecError(f"--sustain {duration} is outside half a minute to a day: expected something like 10m")
-    if of(scenario).hz is not None or of(scenario).name == "streams":
-        raise SpecError(f"--sustain is one inference after the other, and {scenario} is not: leave one of them out")
     return f"sustained(window_s={seconds:g})"
 
 
