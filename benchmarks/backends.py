@@ -4,9 +4,9 @@
 
 Each artifact sits in a worker process of its own, idle but for its turns: a round gives every one a turn of a few inferences in random
 order; speed-ups are ratios paired by round, with a t-interval on logarithms over rounds (over models for the geometric mean). The roofline
-is this machine's best product of two square matrices in float32, bfloat16 and int8, in the same run; a model's share is its counted MACs
-per second over its precision's. ``--tune`` also lets autotuning choose, runs its pick beside the others, and then against the best of them
-in several launches of both.
+is this machine's best product of two square matrices in float32, bfloat16 and int8 (``peaks.py``), in the same run; a model's share is its
+counted MACs per second over its precision's. ``--tune`` also lets autotuning choose, runs its pick beside the others, and then against the
+best of them in several launches of both.
 
 Agreement is with the float32 network. Networks of digits are trained first (about a minute each) and judged on 374 test digits, which
 nothing was trained, calibrated or chosen on. The others have live random weights, whose classes are near ties that any rounding flips: of
@@ -32,14 +32,15 @@ import numpy as np
 
 from edgejoule import data as images
 from edgejoule.records import Artifact
+from peaks import gemm_peaks
 
 MODELS = (
-    *("deit_tiny", "vit_small", "levit_conv_192", "tiny_vit_11m", "mobilevit_s", "efficientvit_b1", "swin_tiny", "pvt_v2_b0"),
+    *("deit_tiny", "vit_small", "levit_conv_128s", "tiny_vit_11m", "mobilevit_s", "efficientvit_b1", "swin_tiny", "pvt_v2_b0"),
     *("edgevit_xxs", "edgenext_xx_small", "fastvit_t8", "efficientformerv2_s0", "mobilenetv3_large_075"),
     *("edgevit_digits", "tiny_vit_digits", "levit_digits"),
 )
 TURN_S, PHOTOS = 0.3, "photos(n=128, seed=7)"
-GEMM, LAUNCHES = 2048, 6
+LAUNCHES = 6
 BASE = "eager(precision='fp32')"
 
 
@@ -232,22 +233,15 @@ def picked(lanes: dict[str, tuple[Any, int]], rows: Sequence[dict[str, Any]], it
 # ---------------------------------------------------------------- the roofline and the table
 
 
-def gemm_peaks(threads: int) -> dict[str, float]:
-    """The best of several products of two square matrices, in 1e9 operations (2 a multiply-add) per second."""
-    import torch
+def machine() -> str:
+    """This processor, as far as its results differ: its name is often no more than the maker's, so its instructions too."""
+    from edgejoule.compile.cpu import flags
+    from edgejoule.measure.environment import environment
 
-    torch.set_num_threads(threads)
-    found = {}
-    for name, kind in (("fp32", torch.float32), ("bf16", torch.bfloat16), ("int8", torch.int8)):
-        one, other = (torch.randint(-9, 9, (GEMM, GEMM)).to(kind) for _ in range(2))
-        multiply = torch._int_mm if kind is torch.int8 else torch.mm
-        best = math.inf
-        for _ in range(8):
-            began = time.perf_counter()
-            multiply(one, other)
-            best = min(best, time.perf_counter() - began)
-        found[name] = 2e-9 * GEMM**3 / best
-    return found
+    known = sorted(
+        (flags() or frozenset()) & {"avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "asimddp", "i8mm", "bf16"}
+    )
+    return f"{environment(0).device.cpu}: {', '.join(known)}"
 
 
 def summary(models: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -339,11 +333,12 @@ def main() -> None:
     if BASE not in backends:
         backends.insert(0, BASE)
     out = Path(args.out) if args.out else None
-    result: dict[str, Any] = {"threads": args.threads, "rounds": args.rounds, "peaks": gemm_peaks(args.threads), "models": []}
+    ways: dict[str, Any] = {"machine": machine(), "threads": args.threads, "rounds": args.rounds}
+    result: dict[str, Any] = ways | {"peaks": gemm_peaks(args.threads), "models": []}
     if out is not None and out.exists():  # a run that was stopped goes on behind the last model that it finished
         before = json.loads(out.read_text())
-        if (before["threads"], before["rounds"]) != (args.threads, args.rounds):
-            parser.error(f"{out} was measured with {before['threads']} threads in {before['rounds']} rounds: name another --out")
+        if args.models and (others := {way: before.get(way) for way in ways if before.get(way) != ways[way]}):
+            parser.error(f"{out} was measured otherwise ({others}): name another --out")
         result["models"] = before["models"]
         result["peaks"] = {kind: max(value, before["peaks"].get(kind, 0.0)) for kind, value in result["peaks"].items()}
     for name in filter(None, args.models.split(",")):  # none: only the tables of what was measured before

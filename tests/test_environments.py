@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import importlib.metadata
 import json
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -226,7 +227,7 @@ def test_what_is_there_is_not_made_again(tiny: Path) -> None:
 
 def test_making_an_environment_leaves_setuptools_importable(tmp_path: Path) -> None:
     """torch's compiler imports it. In a process of its own, where nothing has imported it yet."""
-    made = "from pathlib import Path; from edgejoule import installing; import sys; installing._make(Path(sys.argv[1]), print); import setuptools"
+    made = "import pathlib, sys; from edgejoule import installing; installing._make(pathlib.Path(sys.argv[1]), print); import setuptools"
     done = subprocess.run([sys.executable, "-c", made, str(tmp_path / "venv")], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-500:]
 

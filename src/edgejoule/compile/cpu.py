@@ -8,6 +8,8 @@ CPUINFO = Path("/proc/cpuinfo")
 BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})  # x86: Cooper Lake and Zen 4 on, Sapphire Rapids on; arm64: ARMv8.6
 FP16_FLAGS = frozenset({"avx512_fp16", "asimdhp"})  # x86: Sapphire Rapids on; arm64: ARMv8.2 with FP16
 
+EXACT_INT8 = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})  # x86: 8-bit products summed in 32 bits at once; older ones saturate at 16
+
 
 def flags(cpuinfo: Path | None = None) -> frozenset[str] | None:
     """The instruction sets that the first core names; None where the system does not say (no /proc/cpuinfo)."""

@@ -11,12 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from edgejoule.compile.cpu import flags
+from edgejoule.compile.cpu import EXACT_INT8, flags
 from edgejoule.compile.reasons import reason
 from edgejoule.errors import BackendError
 from edgejoule.seams import CompileContext
-
-EXACT = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})  # 8-bit products summed in 32 bits at once; older ones saturate at 16
 
 
 def quantized_program(program: Any, context: CompileContext) -> Any:
@@ -31,7 +29,7 @@ def quantized_program(program: Any, context: CompileContext) -> Any:
     from edgejoule.compile.quantize.choose import calibration_and_held
 
     images, held = calibration_and_held(context)  # (N, C, H, W)
-    narrow = not EXACT & (flags() or frozenset())
+    narrow = not EXACT_INT8 & (flags() or frozenset())
     try:
         with quiet(), torch.no_grad():
             pt2e = importlib.import_module("torchao.quantization.pt2e.quantize_pt2e")
