@@ -20,13 +20,13 @@ def gemm_peaks(threads: int) -> dict[str, float]:
     """
     import torch
 
-    from edgejoule.compile.cpu import EXACT_INT8, flags, has_bf16
+    from edgejoule.compile.cpu import has_bf16, sums_exactly
 
     torch.set_num_threads(threads)
     products: dict[str, list[Callable[[], Any]]] = {"fp32": [_product(torch.mm, torch.float32)], "int8": [_onnx_product(threads)]}
     if has_bf16():
         products["bf16"] = [_product(torch.mm, torch.bfloat16)]
-    if EXACT_INT8 & (flags() or frozenset()):
+    if sums_exactly():
         products["int8"].append(_product(torch._int_mm, torch.int8))
     return {kind: 2e-9 * GEMM**3 / min(best_s(multiply) for multiply in those) for kind, those in products.items()}
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from edgejoule import registry
-from edgejoule.compile.cpu import has_bf16
+from edgejoule.compile.cpu import has_bf16, sums_exactly
 from edgejoule.compile.eager import Eager
 from edgejoule.compile.export import TorchExport
 from edgejoule.compile.onnxruntime import OnnxRuntime
@@ -193,6 +193,15 @@ def test_flags(text: str, able: bool | None, tmp_path: Path) -> None:
     (tmp_path / "cpuinfo").write_text(f"processor : 0\n{text}\n")
     assert has_bf16(tmp_path / "cpuinfo") is able
     assert has_bf16(tmp_path / "absent") is None
+
+
+@pytest.mark.parametrize(
+    ("text", "exactly"),
+    [("flags : sse2 avx_vnni", True), ("flags : sse2 avx2 avx512f", False), ("Features : asimd asimddp", None), ("model name : x", None)],
+)
+def test_who_sums_8_bit_products_without_saturating(text: str, exactly: bool | None, tmp_path: Path) -> None:
+    (tmp_path / "cpuinfo").write_text(f"{text}\n")
+    assert sums_exactly(tmp_path / "cpuinfo") is exactly
 
 
 @pytest.mark.parametrize(

@@ -322,6 +322,15 @@ def test_what_was_never_run_is_judged_once_its_runtime_is_here(crops: Path, tmp_
     assert judged.sha256 == written.sha256
 
 
+def test_int8_is_judged_anew_on_a_processor_that_sums_otherwise(crops: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for precision, again in (("int8", True), ("fp32", False)):
+        keys = set()
+        for sums in (True, False, True):
+            monkeypatch.setattr("edgejoule.compile.cpu.sums_exactly", lambda sums=sums: sums)
+            keys.add(make(crops, tmp_path / "cache", backend=f"matmul(precision='{precision}')").build_key)
+        assert len(keys) == 1 + again
+
+
 @pytest.mark.parametrize(("weights", "allowed"), [("random", 100.0), ("file", 2.0)])
 def test_random_weights_have_no_budget(weights: Any, allowed: float, crops: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Their classes are near ties: what a search would put back to float by equal answers is drawn by lot."""

@@ -259,6 +259,19 @@ def test_the_environment_of_a_board_and_of_a_system_without_proc(tmp_path: Path)
     assert environment(1, root=tmp_path).fingerprint != board.fingerprint
 
 
+def test_two_processors_of_one_name_are_two_devices(tmp_path: Path) -> None:
+    """A virtual machine's says the maker's name and no more."""
+    text = "processor : 0\nmodel name : AMD EPYC\ncpu family : 23\nmodel : 1\nflags : fpu sse2 avx2\n"
+    put(tmp_path, **{"proc/cpuinfo": text})
+    old = environment(1, root=tmp_path)
+    put(tmp_path, **{"proc/cpuinfo": text.replace("fpu sse2 avx2", "avx2 fpu sse2") + "\nprocessor : 1\nmodel : 9\n"})
+    assert environment(1, root=tmp_path).fingerprint == old.fingerprint
+    for otherwise in (text.replace("avx2", "avx2 avx512_vnni"), text.replace("model : 1", "model : 17")):
+        put(tmp_path, **{"proc/cpuinfo": otherwise})
+        found = environment(1, root=tmp_path)
+        assert found.device.cpu == old.device.cpu and found.fingerprint != old.fingerprint
+
+
 # ---------------------------------------------------------------- timings
 
 

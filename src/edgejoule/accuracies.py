@@ -62,7 +62,7 @@ def doubts_of(artifact: Artifact, trainings: Iterable[Training], evaluations: It
 
 def _lost_too_much(artifact: Artifact, evaluated: Evaluation, own: Training | None) -> tuple[Caveat, ...]:
     """Where even the least drop that the labelled images allow is beyond the budget that the artifact was compiled with."""
-    drop, budget = evaluated.drop or _unpaired(evaluated, own), budget_of(artifact)
+    drop, budget = evaluated.drop or _unpaired(evaluated, own), _budget_of(artifact)
     if artifact.variant.weights == "random":
         return ()  # they had no budget: near ties
     if drop is None or drop.low is None or 100 * drop.low <= budget:
@@ -72,7 +72,7 @@ def _lost_too_much(artifact: Artifact, evaluated: Evaluation, own: Training | No
     return (caveat("accuracy_lost", seen),)
 
 
-def budget_of(artifact: Artifact) -> float:
+def _budget_of(artifact: Artifact) -> float:
     """Points of top-1 that the artifact may lose. Raises ArtifactError where its manifest was edited to something that is no number."""
     said = artifact.notes.get("budget_pct", str(BUDGET_PCT))
     try:

@@ -15,6 +15,7 @@ import numpy as np
 
 from edgejoule import data, manifest, registry
 from edgejoule.caveats import caveat
+from edgejoule.compile import cpu
 from edgejoule.compile.cache import find, settle, sole_builder, staging, writing
 from edgejoule.compile.handover import write_readme
 from edgejoule.compile.quantize.options import OVER_BUDGET
@@ -96,6 +97,8 @@ def build(
     tools = dict(backend.toolchain())
     if getattr(backend, "runs_here", lambda: None)() is not None:
         tools["judged"] = "no"  # so that it is judged, not found, once its runtime is here
+    if backend.precision == "int8":
+        tools["sums"] = str(cpu.sums_exactly())  # the same file answers otherwise on a processor that does not
     key = build_key(variant, backend_text, batch, tools, material)
     found = find(cache, key)
     if found is None:

@@ -24,6 +24,12 @@ def flags(cpuinfo: Path | None = None) -> frozenset[str] | None:
     return None
 
 
+def sums_exactly(cpuinfo: Path | None = None) -> bool | None:
+    """Whether an x86 processor sums 8-bit products in 32 bits, so that they cannot saturate; None elsewhere, and where nobody says."""
+    found = flags(cpuinfo)
+    return None if found is None or "sse2" not in found else bool(EXACT_INT8 & found)
+
+
 def has_bf16(cpuinfo: Path | None = None) -> bool | None:
     """Whether the processor multiplies bfloat16 natively; None where the system does not say."""
     found = flags(cpuinfo)

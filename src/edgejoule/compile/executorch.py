@@ -80,8 +80,11 @@ class ExecuTorch:
                 "precision": self.precision,
                 "partitioner": self.partitioner,
                 "soc": self.soc,
-                **(_held_out(context, Path(folder)) if self.precision == "int8" else {}),
             }
+            if self.precision == "int8":
+                from edgejoule.compile.quantize import held  # onnx comes with it, which a board may lack
+
+                job |= {**held.save(held.only_held(context), Path(folder)), "max_drop_pct": context.max_drop_pct}
             plan = environments.run(self.environment, WORKER, job, TIMEOUT_S)
         context.note("delegate calls", str(plan["calls"]))
         if self.precision == "int8":
@@ -110,21 +113,6 @@ class ExecuTorch:
             python=PYTHON.format(file=FILE),
             cpp=CPP.format(file=FILE, shape=f"{batch}, {channels}, {height}, {width}"),
         )
-
-
-def _held_out(context: CompileContext, folder: Path) -> dict[str, Any]:
-    """What the worker judges int8 by, as files in ``folder``: nothing is calibrated, so all calibration images would be free to judge by,
-    but a budget is judged by the same ones in every backend."""
-    import numpy as np
-
-    from edgejoule.compile.quantize.choose import calibration_and_held
-
-    held = context.held() if context.held is not None else calibration_and_held(context)[1]
-    np.save(folder / "held.npy", held.images)
-    if held.labels is not None:
-        np.save(folder / "labels.npy", held.labels)
-    labels = None if held.labels is None else str(folder / "labels.npy")
-    return {"held": str(folder / "held.npy"), "labels": labels, "max_drop_pct": context.max_drop_pct}
 
 
 class ExecuTorchSession:

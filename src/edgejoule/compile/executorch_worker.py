@@ -22,7 +22,6 @@ from edgejoule import environments
 from edgejoule.compile.export import quiet
 from edgejoule.compile.reasons import reason
 from edgejoule.errors import BackendError
-from edgejoule.seams import Held
 
 PARTITIONERS = {
     "coreml": "executorch.backends.apple.coreml.partition:CoreMLPartitioner",
@@ -45,10 +44,10 @@ def main() -> int:
 def compile_program(job: Mapping[str, Any]) -> Mapping[str, Any]:
     """Writes ``target`` (.pte) and ``plan`` (JSON). ``job``: program, target, plan, precision, partitioner, soc, and of int8 held,
     labels (.npy, labels or None) and max_drop_pct; the answer has "notes" of it beside the plan. Raises BackendError."""
-    import numpy as np
     import torch
 
     from edgejoule.compile import executorch_int8, pt2e_search
+    from edgejoule.compile.quantize import held
 
     program = torch.export.load(job["program"])
     shape = tuple(program.example_inputs[0][0].shape)  # (B, C, H, W)
@@ -56,8 +55,7 @@ def compile_program(job: Mapping[str, Any]) -> Mapping[str, Any]:
         with torch.no_grad(), quiet():
             notes: Mapping[str, str] = {}
             if job["precision"] == "int8":
-                held = Held(np.load(job["held"]), np.load(job["labels"]) if job["labels"] else None)
-                program, chosen = executorch_int8.quantized(program, held, job["max_drop_pct"])
+                program, chosen = executorch_int8.quantized(program, held.load(job), job["max_drop_pct"])
                 notes = pt2e_search.notes(chosen)
             content = bytes(lowered(program, job["partitioner"], job["soc"]).buffer)
     except (OSError, BackendError):

@@ -102,13 +102,13 @@ class LiteRt:
         """What the worker calibrates on, and what it judges the file by. ``dynamic`` calibrates nothing."""
         import numpy as np
 
-        from edgejoule.compile.quantize.choose import calibration_and_held
+        from edgejoule.compile.quantize import held
 
-        images, held = (None, context.held()) if self.mode == "dynamic" and context.held is not None else calibration_and_held(context)
-        arrays = {"held": held.images, "labels": held.labels, "calibration": images if self.mode == "static" else None}
-        paths = {name: str(folder / f"{name}.npy") for name, array in arrays.items() if array is not None}
-        for name, path in paths.items():
-            np.save(path, arrays[name])
+        if self.mode == "dynamic":
+            return {**held.save(held.only_held(context), folder), "max_drop_pct": context.max_drop_pct}
+        images, judged_by = held.calibration_and_held(context)
+        np.save(folder / "calibration.npy", images)
+        paths = {**held.save(judged_by, folder), "calibration": str(folder / "calibration.npy")}
         return {**paths, "max_drop_pct": context.max_drop_pct}
 
     def _recipe(self) -> str:

@@ -4,7 +4,7 @@
 
 and, of int8, {"calibration": .npy, "held": .npy, "labels": .npy | None, "max_drop_pct": points}; ``dynamic`` calibrates nothing. Products
 with weights are quantised (linear, convolution), weights per output channel; what lies between them stays float, and so do products
-without which the budget would be missed (``litert_search``). Only the recipe ``integer``, for accelerators that know nothing else,
+without which the budget would be missed (``quantize.budget``). Only the recipe ``integer``, for accelerators that know nothing else,
 quantises every operator. Knows no backend, delegate or artifact.
 """
 
@@ -21,7 +21,6 @@ from edgejoule import environments
 from edgejoule.compile.litert_graph import WEIGHTED
 from edgejoule.compile.reasons import reason
 from edgejoule.errors import BackendError
-from edgejoule.seams import Held
 
 SIGNATURE, ENTRY = "serving_default", "args_0"  # litert-torch's names for the one function and its one argument
 BITS = 8
@@ -71,16 +70,18 @@ def _convert(program: str, shape: tuple[int, ...]) -> bytes:
 
 def _quantise(content: bytes, job: Mapping[str, Any]) -> tuple[bytes, Mapping[str, str]]:
     """The file, and what was chosen. ``integer`` is judged as well, but nothing of it can be put back to float."""
-    import numpy as np
-
-    from edgejoule.compile.litert_search import choose, find_products
+    from edgejoule.compile.litert_search import find_products, logits_of
+    from edgejoule.compile.quantize import held
+    from edgejoule.compile.quantize.budget import keep_budget
+    from edgejoule.compile.quantize.score import Judge
 
     recipe, batch = job["recipe"], job["shape"][0]
     products = find_products(content, PRODUCTS[recipe])
     write = _writer(content, recipe, job.get("calibration"), batch, products.candidates)
-    held = Held(np.load(job["held"]), np.load(job["labels"]) if job.get("labels") else None)
-    made, chosen = choose(content, products, write, held, batch, job["max_drop_pct"], search=recipe != "integer")
-    notes = {**chosen.notes(), "ranges": RANGES[recipe], "held-out search": f"files run: {chosen.sessions}, on {chosen.held} images"}
+    judge = Judge(content, held.load(job), batch, job["max_drop_pct"], logits_of)
+    apart, search = sum(products.others.values()), recipe != "integer"
+    made, chosen = keep_budget(list(products.candidates), judge, write, "ai-edge-quantizer", RANGES[recipe], apart, search)
+    notes = {**chosen.notes(), "held-out search": f"files run: {chosen.sessions}, on {chosen.held} images"}
     if products.others:
         notes["always in float"] = ", ".join(f"{count} {kind}" for kind, count in products.others.items())
     return made, notes

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from edgejoule.compile.openvino_import import import_openvino
-from edgejoule.compile.openvino_weights import constant
+from edgejoule.compile.openvino_weights import constant, only_reader
 
 LAST_TWO_SWAPPED = [0, 1, 3, 2]
 
@@ -62,15 +62,15 @@ def _attention(softmax: Any) -> Attention | None:
 
 def _after(softmax: Any) -> tuple[Any, Any]:
     """(values, the reshape to a map) behind the probabilities; (None, None) where anything else is done with them."""
-    last, product = softmax, _only_reader(softmax)
+    last, product = softmax, only_reader(softmax)
     if product is not None and _swapped(product) is not None:
-        last, product = product, _only_reader(product)
+        last, product = product, only_reader(product)
     if product is None or product.get_type_name() != "MatMul" or product.get_attributes()["transpose_a"]:
         return None, None
-    on_the_right = product.input_value(1).get_node().get_friendly_name() == last.get_friendly_name()
+    on_the_right = product.input_value(1).get_node().get_name() == last.get_name()
     if not on_the_right or product.get_attributes()["transpose_b"] != (last is softmax):
         return None, None
-    end = _only_reader(product)
+    end = only_reader(product)
     return (product.input_value(0), end) if end is not None and _is_map(end, product.shape) else (None, None)
 
 
@@ -118,7 +118,7 @@ def _rewrite_transpose(node: Any, parts: dict[str, list[Any]]) -> int:
     source = _swapped(node)
     if source is None:
         return 0
-    op, end = import_openvino().opset13, _only_reader(node)
+    op, end = import_openvino().opset13, only_reader(node)
     if _parts_of(source) is not None and _is_turned_only(source.get_node()):
         node.output(0).replace(_heads(op, source, parts).output(0))
     elif end is not None and _is_map(end, node.shape):
@@ -172,8 +172,3 @@ def _of(op: Any, *values: int) -> Any:
 
 def _is_read_once(node: Any) -> bool:
     return len(node.output(0).get_target_inputs()) == 1
-
-
-def _only_reader(node: Any) -> Any:
-    targets = list(node.output(0).get_target_inputs())
-    return targets[0].get_node() if len(targets) == 1 else None

@@ -13,7 +13,7 @@ import numpy as np
 
 from edgejoule.compile.openvino_import import import_openvino
 from edgejoule.compile.openvino_restore import is_constant
-from edgejoule.compile.openvino_weights import constant, flattened
+from edgejoule.compile.openvino_weights import constant, flattened, only_reader
 
 Array = np.ndarray[Any, Any]
 
@@ -70,22 +70,17 @@ def _patches(op: Any, node: Any) -> Any:
 def _tokens(node: Any) -> tuple[Array | None, Any]:
     """(bias (C,), the operator that gives tokens); (None, None) where the output goes on as (B, C, H, W)."""
     bias, last = None, node
-    after = _only_reader(last)
+    after = only_reader(last)
     if after is not None and after.get_type_name() == "Add":
         bias = constant(after.input_value(1).get_node())
         if bias is None or bias.size != node.shape[1]:
             return None, None
-        last, after = after, _only_reader(after)
+        last, after = after, only_reader(after)
     if after is not None and after.get_type_name() == "Reshape" and tuple(after.shape) == (*node.shape[:2], math.prod(node.shape[2:])):
-        after, wanted = _only_reader(after), [0, 2, 1]
+        after, wanted = only_reader(after), [0, 2, 1]
     else:
         wanted = [0, 2, 3, 1]
     if after is None or after.get_type_name() != "Transpose":
         return None, None
     order = constant(after.input_value(1).get_node())
     return (bias, after) if order is not None and order.tolist() == wanted else (None, None)
-
-
-def _only_reader(node: Any) -> Any:
-    targets = list(node.output(0).get_target_inputs())
-    return targets[0].get_node() if len(targets) == 1 and node.get_output_size() == 1 else None

@@ -19,6 +19,12 @@ def constant(node: Any) -> Any:
     return np.array(node.data) if node.get_type_name() == "Constant" else None
 
 
+def only_reader(node: Any) -> Any:
+    """The one operator that reads what a node gives; None where several do, where nothing does, and of nodes with several outputs."""
+    targets = list(node.output(0).get_target_inputs()) if node.get_output_size() == 1 else []
+    return targets[0].get_node() if len(targets) == 1 else None
+
+
 def permuted(node: Any, axis: int, order: Array, factor: Array | None) -> Any:
     """A new node: of ``node``'s values the channels along ``axis`` in ``order``, each times its ``factor`` (in the new order).
 

@@ -1,8 +1,8 @@
 """Which products of a network that PT2E quantised run in int8: all, or where that loses more than the budget, all but the worst.
 
 The quantised graph itself is run in torch on held-out images, product by product switched back to what it was: its input before
-quantisation and its float weights. One run where the budget is met at once; else one a product on a few images, and those of
-``quantize.search``. torch computes with the quantiser's values in float32: a runtime that scales by row is closer to float than this.
+quantisation and its float weights (``quantize.budget`` says which). torch computes with the quantiser's values in float32: a runtime
+that scales by row is closer to float than this.
 """
 
 from __future__ import annotations
@@ -13,13 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from edgejoule.compile.quantize.budget import keep_budget
 from edgejoule.compile.quantize.observe import batches
 from edgejoule.compile.quantize.options import Chosen
-from edgejoule.compile.quantize.score import Judge, relative_error
-from edgejoule.compile.quantize.search import unquantize
+from edgejoule.compile.quantize.score import Judge
 from edgejoule.seams import Held
 
-LOOKED_AT = 8  # held-out images that the ranking looks at
 PRODUCTS = (torch.ops.aten.linear.default, torch.ops.aten.conv2d.default)
 INPUT, WEIGHTS = 0, 1
 FLOAT = "edgejoule_float_"  # before a number: a product's own weights
@@ -42,28 +41,10 @@ def choose(
 ) -> tuple[Any, Chosen]:
     """``module`` (converted) with what hurts put back to float, in place, and what was chosen. ``batch``: images a run takes."""
     switched = Switched(module, weights)
-    names = list(switched.products)
-    judge = Judge(frozenset(names), held, batch, max_drop_pct, switched.logits_of)
-    kept: frozenset[str] = frozenset()
-    score = judge.score(kept)
-    if names and not judge.within(score):
-        found = unquantize(_rank(switched, judge), score, judge.score, judge.within, others=switched.others)
-        kept, score = found.kept_float, found.score
+    judge = Judge(frozenset(switched.products), held, batch, max_drop_pct, switched.logits_of)
+    ranges = "of every inference" if quantizer == "xnnpack" else "histogram"
+    kept, chosen = keep_budget(list(switched.products), judge, lambda kept: kept, quantizer, ranges, switched.others)
     switched.settle(kept)
-    chosen = Chosen(
-        quantizer=quantizer,
-        smoothing="off",
-        ranges="of every inference" if quantizer == "xnnpack" else "histogram",
-        quantized=len(names) - len(kept),
-        products=len(names) + switched.others,
-        kept_float=tuple(name for name in names if name in kept),
-        error=score.error,
-        drop_pct=score.drop_pct,
-        drop_kind=judge.kind,
-        held=len(held.images),
-        sessions=judge.runs,
-        within_budget=judge.within(score),
-    )
     return module, chosen
 
 
@@ -126,14 +107,6 @@ class Switched:
         for node, args in self._int8.items():
             node.args = self._float[node] if node.name in kept else args
         self._module.recompile()
-
-
-def _rank(switched: Switched, judge: Judge) -> list[str]:
-    """The worst first: by the logits' error when a product alone is quantised; ties in the graph's order."""
-    every = frozenset(switched.products)
-    images, wanted = judge.images[:LOOKED_AT], judge.logits[:LOOKED_AT]
-    error = {name: relative_error(switched.logits_of(every - {name}, images, judge.batch), wanted) for name in every}
-    return sorted(switched.products, key=lambda name: -error[name])
 
 
 def _unquantised(node: Any) -> Any:

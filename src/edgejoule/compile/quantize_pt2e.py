@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from edgejoule.compile.cpu import EXACT_INT8, flags
+from edgejoule.compile.cpu import sums_exactly
 from edgejoule.compile.reasons import reason
 from edgejoule.errors import BackendError
 from edgejoule.seams import CompileContext
@@ -26,10 +26,10 @@ def quantized_program(program: Any, context: CompileContext) -> Any:
 
     from edgejoule.compile import pt2e_search
     from edgejoule.compile.export import export_program, quiet
-    from edgejoule.compile.quantize.choose import calibration_and_held
+    from edgejoule.compile.quantize.held import calibration_and_held
 
     images, held = calibration_and_held(context)  # (N, C, H, W)
-    narrow = not EXACT_INT8 & (flags() or frozenset())
+    narrow = not sums_exactly()
     try:
         with quiet(), torch.no_grad():
             pt2e = importlib.import_module("torchao.quantization.pt2e.quantize_pt2e")

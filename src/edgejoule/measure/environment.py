@@ -1,8 +1,8 @@
 """What must be equal before two trials may be compared (the fingerprint), and what was merely observed.
 
 From /proc, /sys, ``platform`` and package metadata; well under 0.1 s, and never fails: what a system does not show is left
-empty. The fingerprint covers processor, kernel, power mode, governor, usable cores, threads and package versions;
-not load, temperatures, clocks or free memory. No host name: a container's changes at every start.
+empty. The fingerprint covers processor (its make and instructions too), kernel, power mode, governor, usable cores, threads and package
+versions; not load, temperatures, clocks or free memory. No host name: a container's changes at every start.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ def environment(threads: int, runtime: str = "", root: Path = Path("/")) -> Envi
     versions = _versions()
     compared = {
         "device": (device.name, device.cpu, device.arch, device.cores, round(device.memory_bytes / MEMORY_STEP), device.system),
+        "processor": _make(root),
         "state": (device.accelerator, device.power_mode, device.governor),
         "threads": threads,
         "versions": versions,
@@ -69,13 +70,25 @@ def _device_name(root: Path) -> str:
 
 
 def _cpu(root: Path) -> str:
+    fields = _first_core(root)
+    # ARM kernels give part numbers instead of a name; /proc/cpuinfo's "Hardware" names the chip on some.
+    part = "ARM part {} variant {}".format(fields.get("CPU part", ""), fields.get("CPU variant", "")) if "CPU part" in fields else ""
+    return fields.get("model name") or fields.get("Hardware") or part or platform.processor() or platform.machine()
+
+
+def _make(root: Path) -> dict[str, str]:
+    """What tells processors of one name apart: virtual machines call several generations by their maker's name."""
+    fields = _first_core(root)
+    known = ("cpu family", "model", "stepping", "CPU part", "CPU variant", "CPU revision", "flags", "Features")
+    return {name: " ".join(sorted(fields[name].split())) for name in known if name in fields}
+
+
+def _first_core(root: Path) -> dict[str, str]:
     fields: dict[str, str] = {}
     for line in _text(root / "proc/cpuinfo").splitlines():
         key, _, value = line.partition(":")
         fields.setdefault(key.strip(), value.strip())
-    # ARM kernels give part numbers instead of a name; /proc/cpuinfo's "Hardware" names the chip on some.
-    part = "ARM part {} variant {}".format(fields.get("CPU part", ""), fields.get("CPU variant", "")) if "CPU part" in fields else ""
-    return fields.get("model name") or fields.get("Hardware") or part or platform.processor() or platform.machine()
+    return fields
 
 
 def _usable_cores() -> int:

@@ -2,7 +2,8 @@
 
 Reading order: ``options`` (what may be asked, what was chosen), ``choose`` (the order of events), ``graph`` (what there is to
 quantise), ``observe`` and ``ranges`` (what values flow there, and which of them int8 shall cover), ``smoothing`` (float edits that make
-them easier to cover), ``qdq`` (the file), ``score`` and ``search`` (which choice loses least, and what goes back to float).
+them easier to cover), ``qdq`` (the file), ``score`` and ``search`` (which choice loses least, and what goes back to float). ``held`` and
+``budget`` (with ``score`` and ``search``) are there for other runtimes' quantisers too.
 Runs on a host: needs onnx and onnxruntime, which are imported inside functions. Knows no backend and no torch.
 """
 

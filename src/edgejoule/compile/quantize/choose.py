@@ -13,11 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from edgejoule.compile.quantize import nncf, qdq, search, sensitivity
 from edgejoule.compile.quantize.convolutions import given_by_convolutions
 from edgejoule.compile.quantize.graph import Graph, clean
+from edgejoule.compile.quantize.held import calibration_and_held
 from edgejoule.compile.quantize.norms import Norm, find_norms
 from edgejoule.compile.quantize.observe import Observed, observe
 from edgejoule.compile.quantize.options import Chosen, Options
@@ -26,7 +25,7 @@ from edgejoule.compile.quantize.score import Judge, Score
 from edgejoule.compile.quantize.smoothing import smooth
 from edgejoule.compile.reasons import reason
 from edgejoule.errors import BackendError, EdgejouleError
-from edgejoule.seams import CompileContext, Held
+from edgejoule.seams import CompileContext
 
 SMOOTHINGS: tuple[float | str, ...] = ("off", 0.15, 0.5, 0.95, "fold")  # NNCF's conformance tests need each of these alphas for some ViT
 RANGES = ("mse", "minmax", "percentile 99.99", "percentile 99.9")
@@ -53,17 +52,6 @@ def quantize_onnx(source: Path, context: CompileContext, options: Options, targe
         raise
     except Exception as error:
         raise BackendError(f"the ONNX file cannot be quantised ({reason(error)}): use precision='fp32'") from error
-
-
-def calibration_and_held(context: CompileContext) -> tuple[Any, Held]:
-    """Images to calibrate on and images to choose by: never the same ones, unless there are fewer than three."""
-    images = context.calibration()
-    if context.held is not None:
-        return images, context.held()
-    if len(images) < 3:
-        return images, Held(images)
-    third = np.arange(len(images)) % 3 == 2
-    return images[~third], Held(images[third])
 
 
 @dataclass(frozen=True)

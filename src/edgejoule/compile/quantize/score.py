@@ -19,6 +19,7 @@ from edgejoule.errors import BackendError
 from edgejoule.seams import Held
 
 TINY = 1e-12
+GLANCE = 8  # held-out images
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,10 @@ class Judge:
         logits = self._run(file, self.images, self.batch, exact)
         error = relative_error(logits, self.logits)
         return Score(error, 100.0 * (self._right - float((logits.argmax(axis=1) == self._truth).mean())))
+
+    def glance(self, file: Any) -> float:
+        """The error on the first few images: enough to rank products by, and not counted as a run."""
+        return relative_error(self._run(file, self.images[:GLANCE], self.batch), self.logits[:GLANCE])
 
     def within(self, score: Score) -> bool:
         return score.drop_pct <= self.allowed_pct + 1e-9
