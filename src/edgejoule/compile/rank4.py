@@ -34,7 +34,7 @@ def rank4(program: Any) -> Any:
     """
     import torch
 
-    module = program.module(check_guards=False)
+    module = _without_autocast(program.module(check_guards=False))
     writer = _Writer(module)
     for node in module.graph.nodes:
         writer.write(node)
@@ -42,6 +42,30 @@ def rank4(program: Any) -> Any:
     rewritten.graph.eliminate_dead_code()
     rewritten.recompile()
     return rewritten.eval()
+
+
+def _without_autocast(module: Any) -> Any:
+    """Regions that a network keeps out of autocast (EfficientViT's attention) become part of the graph: nothing here is cast. In place."""
+    import torch
+
+    for region in [node for node in module.graph.nodes if node.target is torch.ops.higher_order.wrap_with_autocast]:
+        _device, _dtype, enabled, _cached, body, *inputs = region.args
+        if enabled:
+            continue  # it would be cast
+        graph = getattr(module, body.target).graph
+        made = dict(zip((node for node in graph.nodes if node.op == "placeholder"), inputs, strict=True))
+        with module.graph.inserting_before(region):
+            for node in graph.nodes:
+                if node.op not in ("placeholder", "output"):
+                    made[node] = module.graph.node_copy(node, made.__getitem__)
+        (results,) = graph.output_node().args
+        for part in list(region.users):  # operator.getitem(region, place)
+            part.replace_all_uses_with(made[results[part.args[1]]])
+            module.graph.erase_node(part)
+        module.graph.erase_node(region)
+        if not body.users:
+            module.graph.erase_node(body)
+    return module
 
 
 def swaps(shape: Sequence[int], order: Sequence[int]) -> list[tuple[int, int, int, int]]:
