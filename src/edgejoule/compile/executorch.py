@@ -73,7 +73,7 @@ class ExecuTorch:
         with tempfile.TemporaryDirectory(prefix="edgejoule-executorch-") as folder:
             program = Path(folder, "program.pt2")
             save_program(export.program, program)
-            job = {
+            job: dict[str, Any] = {
                 "program": str(program),
                 "target": str(path.absolute()),
                 "plan": str((context.workdir / PLAN).absolute()),
