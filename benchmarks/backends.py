@@ -144,7 +144,7 @@ def judged(artifact: Artifact, data: str, reference: Any, threads: int, bench: A
     return {"agreement": float((answers == reference(images.read_crops(crops))).mean()), "images": len(answers), "top1": None}
 
 
-def measure_model(name: str, backends: Sequence[str], args: argparse.Namespace, bench: Any, peaks: dict[str, float]) -> dict[str, Any]:
+def measure_model(name: str, backends: Sequence[str], args: argparse.Namespace, bench: Any) -> dict[str, Any]:
     from edgejoule import compiling, stages
     from edgejoule.evaluating import float_network
     from edgejoule.measure.stats import ratio_interval
@@ -165,7 +165,7 @@ def measure_model(name: str, backends: Sequence[str], args: argparse.Namespace, 
 
         won = tune(spec, weights, plan, quantising, bench, [b for b in backends if b in lanes]).winner
         lanes["autotuned"] = (manifest.read(Path(won.folder)), won.choice.threads)
-    ways = {lane: (made.sha256, threads) for lane, (made, threads) in lanes.items()}
+    ways = {lane: (made.backend, made.sha256, threads) for lane, (made, threads) in lanes.items()}
     itself = next((lane for lane in ways if lane != "autotuned" and ways[lane] == ways.get("autotuned")), None)
     # A pick that is one of the defaults gets no worker of its own: two processes of one file differ by more than their rounds tell.
     turns = take_turns({lane: made for lane, made in lanes.items() if itself is None or lane != "autotuned"}, args.rounds, 0)
@@ -189,7 +189,7 @@ def measure_model(name: str, backends: Sequence[str], args: argparse.Namespace, 
                 "speedup": [speed.value, speed.low, speed.high] if speed else None,
                 **judged(artifact, data, reference, args.threads, bench),
                 "median_rel": artifact.parity.median_rel if artifact.parity else None,
-                "share_of_peak": 2e-9 * macs / latency / peaks[artifact.info.precision] if artifact.info.precision in peaks else None,
+                "precision": artifact.info.precision,
                 "placement": artifact.info.placement.words if artifact.info.placement else "",
                 "doubts": [doubt.code for doubt in artifact.caveats if doubt.severity == "reject"],
                 "seconds": turns[lane],
@@ -244,7 +244,15 @@ def machine() -> str:
     return f"{environment(0).device.cpu}: {', '.join(known)}"
 
 
-def summary(models: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def share_of(row: dict[str, Any], model: dict[str, Any], peaks: dict[str, float]) -> float | None:
+    """Of the peak of the precision that a lane ran in."""
+    if row["precision"] not in peaks:
+        return None
+    share: float = 2e-9 * model["macs"] / (1e-3 * row["latency_ms"]) / peaks[row["precision"]]
+    return share
+
+
+def summary(models: Sequence[dict[str, Any]], peaks: dict[str, float]) -> list[dict[str, Any]]:
     """By lane, of what passed the gate: the geometric mean over models of speed-up and share of the peak, with intervals over models."""
     from edgejoule.measure.stats import t_interval
 
@@ -252,7 +260,7 @@ def summary(models: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     for model in models:
         for row in model["rows"]:
             if not row["doubts"]:  # the speed of a file that computes something else is none
-                lanes.setdefault(row["lane"], []).append(row)
+                lanes.setdefault(row["lane"], []).append(row | {"share": share_of(row, model, peaks)})
     found = []
     for lane, rows in lanes.items():
         least = min(one["agreement"] for one in rows)
@@ -260,7 +268,7 @@ def summary(models: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         mean: dict[str, Any] = {"lane": lane, "models": len(rows), "least_agreement": least, "most_error": max(errors)}
         for key, values in (
             ("speedup", [one["speedup"][0] for one in rows if one["speedup"]]),
-            ("share_of_peak", [one["share_of_peak"] for one in rows if one["share_of_peak"]]),
+            ("share", [one["share"] for one in rows if one["share"]]),
         ):
             logs = t_interval([math.log(value) for value in values]) if values else None
             mean[key] = None if logs is None else [math.exp(x) if x is not None else None for x in (logs.value, logs.low, logs.high)]
@@ -269,7 +277,7 @@ def summary(models: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """The two tables."""
+    """The tables of what a FILE holds; they measure nothing."""
 
     def bounds(values: Any, digits: int = 2) -> str:
         if not values:
@@ -278,15 +286,15 @@ def markdown(result: dict[str, Any]) -> str:
         return f"{values[0]:.{digits}f}" + ("" if low is None else f" [{low:.{digits}f}, {high:.{digits}f}]")
 
     peaks = ", ".join(f"{name} {value:.0f}" for name, value in result["peaks"].items())
-    lines = [f"GEMM peaks, 1e9 operations per second, {result['threads']} threads: {peaks}."]
+    lines = [f"{result['machine']}. GEMM peaks, 1e9 operations per second, {result['threads']} threads: {peaks}."]
     for title, trained in (("Networks of catalog sizes, random weights", False), ("Networks of digits, trained", True)):
-        rows = summary([model for model in result["models"] if model["trained"] is trained])
+        rows = summary([model for model in result["models"] if model["trained"] is trained], result["peaks"])
         lines += ["", f"{title}, what passes the gate:", ""]
         lines += ["| lane | models | speed-up over eager fp32 | share of its GEMM peak | least agreement | largest median error |"]
         lines += ["|---|---|---|---|---|---|"]
         for row in rows:
-            share, least = bounds(row["share_of_peak"]), f"{row['least_agreement']:.1%}"
-            lines.append(f"| {row['lane']} | {row['models']} | {bounds(row['speedup'])} | {share} | {least} | {row['most_error']:.1e} |")
+            mean, least = bounds(row["share"]), f"{row['least_agreement']:.1%}"
+            lines.append(f"| {row['lane']} | {row['models']} | {bounds(row['speedup'])} | {mean} | {least} | {row['most_error']:.1e} |")
     lines += [
         "",
         "| model | lane | ms | speed-up | of peak | agreement | top-1 | error | doubts |",
@@ -294,11 +302,13 @@ def markdown(result: dict[str, Any]) -> str:
     ]
     for model in result["models"]:
         for row in sorted(model["rows"], key=lambda row: row["latency_ms"]):
-            share = f"{row['share_of_peak']:.0%}" if row["share_of_peak"] else "–"
+            share = share_of(row, model, result["peaks"])
+            of_peak = "–" if share is None else f"{share:.0%}"
             top1 = "–" if row["top1"] is None else f"{row['top1']:.1%}"
+            speed, doubts = bounds(row["speedup"]), ", ".join(row["doubts"])
             lines.append(
-                f"| {row['model']} | {row['lane']} | {row['latency_ms']:.2f} | {bounds(row['speedup'])} | {share} | {row['agreement']:.1%} "
-                f"| {top1} | {row['median_rel']:.1e} | {', '.join(row['doubts'])} |"
+                f"| {row['model']} | {row['lane']} | {row['latency_ms']:.2f} | {speed} | {of_peak} | {row['agreement']:.1%} "
+                f"| {top1} | {row['median_rel']:.1e} | {doubts} |"
             )
     for model in result["models"]:
         lines += [f"\n{model['model']}: {lane} is not there: {why}" for lane, why in model["refused"].items()]
@@ -318,10 +328,14 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--tune", action="store_true")
     parser.add_argument("--out", default="")
+    parser.add_argument("--tables", metavar="FILE", help="print the tables of an earlier --out, from any machine, and measure nothing")
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.serve:
         serve(args.serve, args.threads)
+        return
+    if args.tables:
+        print(markdown(json.loads(Path(args.tables).read_text())))
         return
     from edgejoule import registry
     from edgejoule.bench import Bench, cores
@@ -337,17 +351,17 @@ def main() -> None:
     result: dict[str, Any] = ways | {"peaks": gemm_peaks(args.threads), "models": []}
     if out is not None and out.exists():  # a run that was stopped goes on behind the last model that it finished
         before = json.loads(out.read_text())
-        if args.models and (others := {way: before.get(way) for way in ways if before.get(way) != ways[way]}):
+        if others := {way: before.get(way) for way in ways if before.get(way) != ways[way]}:
             parser.error(f"{out} was measured otherwise ({others}): name another --out")
         result["models"] = before["models"]
         result["peaks"] = {kind: max(value, before["peaks"].get(kind, 0.0)) for kind, value in result["peaks"].items()}
-    for name in filter(None, args.models.split(",")):  # none: only the tables of what was measured before
+    for name in args.models.split(","):
         if any(model["model"] == name for model in result["models"]):
             continue
         print(f"== {name}", file=sys.stderr)
         again = gemm_peaks(args.threads)  # the machine may have been busy before: the best of all counts
         result["peaks"] = {kind: max(value, again[kind]) for kind, value in result["peaks"].items()}
-        result["models"].append(measure_model(name, backends, args, bench, result["peaks"]))
+        result["models"].append(measure_model(name, backends, args, bench))
         if out is not None:
             out.write_text(json.dumps(result, indent=1))
     print(markdown(result))

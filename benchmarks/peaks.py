@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,30 +13,37 @@ GEMM = 2048
 
 
 def gemm_peaks(threads: int) -> dict[str, float]:
-    """The best of several products of two square matrices, in 1e9 operations (2 a multiply-add) per second.
+    """The best of several products of two square matrices, in 1e9 operations (2 a multiply-add) per second."""
+    return {kind: 2e-9 * GEMM**3 / best_s(those) for kind, those in products(threads).items()}
 
-    Of int8 the better one of torch and onnxruntime. None where the processor lacks the instructions, so that torch multiplies in a plain
-    loop: that is a peak of nothing, and takes minutes.
+
+def products(threads: int) -> dict[str, list[Callable[[], Any]]]:
+    """What multiplies two matrices, by precision; of int8 by torch and by onnxruntime, of which the better one is the peak.
+
+    Not there where the processor lacks the instructions, so that torch multiplies in a plain loop: that is a peak of nothing, and takes
+    minutes.
     """
     import torch
 
     from edgejoule.compile.cpu import has_bf16, sums_exactly
 
     torch.set_num_threads(threads)
-    products: dict[str, list[Callable[[], Any]]] = {"fp32": [_product(torch.mm, torch.float32)], "int8": [_onnx_product(threads)]}
+    found: dict[str, list[Callable[[], Any]]] = {"fp32": [_product(torch.mm, torch.float32)], "int8": [_onnx_product(threads)]}
     if has_bf16():
-        products["bf16"] = [_product(torch.mm, torch.bfloat16)]
+        found["bf16"] = [_product(torch.mm, torch.bfloat16)]
     if sums_exactly():
-        products["int8"].append(_product(torch._int_mm, torch.int8))
-    return {kind: 2e-9 * GEMM**3 / min(best_s(multiply) for multiply in those) for kind, those in products.items()}
+        found["int8"].append(_product(torch._int_mm, torch.int8))
+    return found
 
 
-def best_s(multiply: Callable[[], Any], runs: int = 8) -> float:
+def best_s(products: Sequence[Callable[[], Any]], runs: int = 8) -> float:
+    """The least seconds of any of them."""
     best = math.inf
-    for _ in range(runs):
-        began = time.perf_counter()
-        multiply()
-        best = min(best, time.perf_counter() - began)
+    for multiply in products:
+        for _ in range(runs):
+            began = time.perf_counter()
+            multiply()
+            best = min(best, time.perf_counter() - began)
     return best
 
 

@@ -19,8 +19,8 @@ import os
 import random
 import statistics
 import sys
-import time
 from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,13 +28,14 @@ from typing import Any
 import numpy as np
 
 from edgejoule.records import Artifact
+from peaks import GEMM, best_s, products
 
 MODELS = (
     *("deit_tiny", "vit_small", "swin_tiny", "levit_conv_128s", "tiny_vit_5m", "mobilevit_s", "efficientvit_b1", "mobilenetv3_large_075"),
 )
 BACKEND = "openvino(precision='int8', smoothing=0.5, ranges='minmax', search=False)"
 CONFIG = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1, "INFERENCE_NUM_THREADS": 1, "PERF_COUNT": "YES"}
-TURN, WARM, GEMM = 6, 10, 2048  # inferences a turn, inferences before the first, rows of the peak's matrices
+TURN, WARM = 6, 10  # inferences a turn, inferences before the first
 
 INT8 = ("linear", "1x1", "dense", "depthwise")
 FLOAT, ATTENTION = "float products", "attention"
@@ -148,16 +149,9 @@ def take_turn(one: Subject) -> None:
         one.turns.append({info.node_name: (info.node_type, info.exec_type, info.real_time.total_seconds()) for info in told})
 
 
-def gemm() -> float:
-    """Operations a second (2 a multiply-add) of one product of two int8 matrices, by torch, at one thread."""
-    import torch
-
-    torch.set_num_threads(1)
-    left, right = (torch.randint(-9, 9, (GEMM, GEMM)).to(torch.int8) for _ in range(2))
-    torch._int_mm(left[:64], right)
-    began = time.perf_counter()
-    torch._int_mm(left, right)
-    return 2 * GEMM**3 / (time.perf_counter() - began)
+def peak_of(multiply: Sequence[Callable[[], Any]]) -> float:
+    """Operations a second (2 a multiply-add) of one product of two int8 matrices at one thread, by the better runtime."""
+    return 2 * GEMM**3 / best_s(multiply, runs=1)
 
 
 def class_of(one: Subject, kernel: str, kind: str, implementation: str) -> tuple[str, int]:
@@ -199,8 +193,10 @@ def markdown(rows: list[Row], peak: float) -> str:
         shares = [f"{value / total:.1%}" for value in (int8, *(row.seconds[name] for name in OTHERS))]
         lines.append(f"| {row.name} | {1e3 * total:.2f} | {2 * row.all_macs / total / peak:.0%} | {' | '.join(shares)} |")
     whole = statistics.geometric_mean(2 * row.all_macs / sum(row.seconds.values()) / peak for row in rows)
-    alone = statistics.geometric_mean(2 * sum(row.macs[k] for k in INT8) / sum(row.seconds[k] for k in INT8) / peak for row in rows)
-    lines += ["", f"Geometric mean of the shares of the peak: {whole:.0%}; of the int8 products alone: {alone:.0%}.", ""]
+    inside = [(sum(row.macs[kind] for kind in INT8), sum(row.seconds[kind] for kind in INT8)) for row in rows]
+    alone = [2 * macs / seconds / peak for macs, seconds in inside if macs and seconds]
+    told = f"{statistics.geometric_mean(alone):.0%}" if alone else "–"
+    lines += ["", f"Geometric mean of the shares of the peak: {whole:.0%}; of the int8 products alone: {told}.", ""]
     head = ("model", "MACs in int8", "int8 products alone, of peak", *(f"{kind}: time, of peak" for kind in INT8))
     lines += [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for row in rows:
@@ -220,12 +216,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    subjects, peaks, order = compiled(args.models.split(","), args.backend), [gemm()], random.Random(args.seed)
+    multiply, order = products(1)["int8"], random.Random(args.seed)
+    subjects, peaks = compiled(args.models.split(","), args.backend), [peak_of(multiply)]
+    if not subjects:
+        parser.error("nothing was compiled, so there is nothing to look into")
     before = os.getloadavg()[0]
     for _ in range(args.rounds):
         for one in order.sample(subjects, len(subjects)):
             take_turn(one)
-            peaks.append(gemm())
+            peaks.append(peak_of(multiply))
     print(markdown([summed(one) for one in subjects], max(peaks)))
     rates = f"median {statistics.median(peaks) / max(peaks):.0%}, least {min(peaks) / max(peaks):.0%} of the best"
     print(f"Load average {before:.1f} before, {os.getloadavg()[0]:.1f} after; the matrices' rate: {rates}.")

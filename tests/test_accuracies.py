@@ -341,7 +341,9 @@ def test_a_later_evaluation_without_the_float_network_hides_no_drop() -> None:
 
 @pytest.mark.parametrize("edited", ["much", "", "1,5", "nan", "-1", "inf"])
 def test_a_budget_that_is_no_number_is_one_sentence(edited: str) -> None:
-    made = replace(compiled(), notes={"budget_pct": edited})
+    random = replace(compiled(), notes={"budget_pct": edited})
+    made = replace(random, variant=replace(random.variant, weights="file"))
     seen = replace(evaluated(300), artifact_sha256=made.sha256, drop=Interval(0.2, 0.15, 0.25, TESTED))
     with pytest.raises(ArtifactError, match="no number: compile again"):
         doubts_of(made, [], [seen])
+    doubts_of(random, [], [seen])  # has no budget

@@ -28,7 +28,15 @@ SHAPE = (2, 3, 32, 32)
 HERE = environments.python_of("ncnn") == sys.executable
 ROOT = Path(__file__).parents[1]
 needs_ncnn = pytest.mark.skipif(not HERE, reason=environments.missing("ncnn") or "runs in the Python of the environment ncnn")
-REWRITTEN = {"vit_digits": 32, "edgevit_digits": 32, "levit_digits": 32, "tiny_vit_digits": 32, "mobilevit_xxs": 64, "test_vit": 160, "efficientvit_b0": 64}
+REWRITTEN = {
+    "vit_digits": 32,
+    "edgevit_digits": 32,
+    "levit_digits": 32,
+    "tiny_vit_digits": 32,
+    "mobilevit_xxs": 64,
+    "test_vit": 160,
+    "efficientvit_b0": 64,
+}
 
 
 def network(name: str) -> Any:

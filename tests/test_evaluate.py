@@ -403,6 +403,8 @@ def test_the_verb_prints_and_keeps_what_it_found(artifact: Artifact, tmp_path: P
     assert "results" not in text
     with pytest.raises(SpecError, match="compiled already"):
         run(folder, "--data", "shades", "--calibration", "photos(n=12)")
+    with pytest.raises(SpecError, match="the budget that its manifest says"):
+        run(folder, "--data", "shades", "--max-drop-pct", "5")
 
 
 def test_the_verb_compiles_a_model_with_the_weights_of_a_training(

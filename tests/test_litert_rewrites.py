@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -128,9 +129,32 @@ def counted(x: torch.Tensor, part: Any) -> torch.Tensor:
     return before + x * places[0]
 
 
-@pytest.mark.parametrize("function", [sines_in_place, changed_later, counted])
+def added_to_zeros(x: torch.Tensor, _: Any) -> torch.Tensor:
+    y = torch.zeros(12)
+    y.add_(x.sum((0, 1, 2)))
+    return x * y
+
+
+def added_to_a_part(x: torch.Tensor, _: Any) -> torch.Tensor:
+    y = torch.ones(12) * 2
+    y[1:].add_(x[0, 0, 0, 1:])
+    return x * y
+
+
+def assigned(x: torch.Tensor, _: Any) -> torch.Tensor:
+    y = torch.zeros(12)
+    y[1:] = x[0, 0, 0, 1:]
+    return x * y
+
+
+@pytest.mark.parametrize("function", [sines_in_place, changed_later, counted, added_to_zeros, added_to_a_part, assigned])
 def test_what_is_written_into_stays_what_is_read(function: Callable[[Any, Any], Any]) -> None:
-    rewritten(program(function, nn.Linear(12, 1, bias=False).requires_grad_(False)))
+    module, x = program(function, nn.Linear(12, 1, bias=False).requires_grad_(False)), torch.ones(SHAPE)
+    fresh = copy.deepcopy(module)  # ``counted`` writes into its own clone only
+    rewritten(module)
+    with torch.no_grad():
+        for _ in range(2):
+            assert torch.equal(module(x), fresh(x)), "a second image finds what the first did"
 
 
 def test_what_is_drawn_at_random_is_no_constant() -> None:

@@ -40,16 +40,28 @@ class Hurt(nn.Module):
         return self.last(self.middle(self.stem(x).flatten(1)))
 
 
+class Table(Hurt):
+    """With a linear layer over a table of its own, as in SwinV2's position biases: its 8-bit values are constants of the graph."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias = nn.Linear(4, 1)
+        self.register_buffer("table", torch.linspace(-1, 1, 20).reshape(5, 4))
+
+    def forward(self, x: Any) -> Any:  # (B, 3, 16, 16)
+        return super().forward(x) + self.bias(self.table).flatten()
+
+
 def images_of(count: int, seed: int) -> Any:
     return np.random.default_rng(seed).normal(size=(count, *SHAPE[1:])).astype(np.float32)
 
 
-def compile_to(spelling: str, folder: Path, max_drop_pct: float) -> dict[str, str]:
-    """The notes of compiling ``Hurt`` into ``folder``, judged by agreement on 40 images."""
+def compile_to(spelling: str, folder: Path, max_drop_pct: float, network: type[Hurt] = Hurt) -> dict[str, str]:
+    """The notes of compiling ``network`` into ``folder``, judged by agreement on 40 images."""
     notes: dict[str, str] = {}
     folder.mkdir()
     (folder.parent / f"{folder.name}-export").mkdir()
-    export = TorchExport(Hurt().eval(), SHAPE, folder.parent / f"{folder.name}-export")
+    export = TorchExport(network().eval(), SHAPE, folder.parent / f"{folder.name}-export")
     held = Held(images_of(HELD, 2))
     context = CompileContext(SHAPE, folder, lambda: images_of(6, 1), lambda: held, max_drop_pct, notes.__setitem__)
     registry.create("backend", spelling).compile(export, context)
@@ -103,6 +115,18 @@ def test_the_layer_that_hurts_goes_back_to_float_and_the_budget_is_met(backend: 
     assert (logits.argmax(axis=1) == wanted).mean() >= 0.95 and precisions == {"int8": 2, "fp32": 1}
     assert bound["quantized"] == "2 of 3 products with weights" and bound["kept in float"] == "linear_1"
     assert OVER_BUDGET not in bound and "of agreement" in bound["held-out drop"]
+
+
+@pytest.mark.parametrize("backend", ["executorch", "inductor"])
+def test_a_linear_layer_over_a_constant_is_in_nobody_s_way(backend: str, tmp_path: Path) -> None:
+    spelling = f"{backend}(precision='int8')"
+    if (missing := registry.create("backend", spelling).probe()) is not None:
+        pytest.skip(missing)
+    notes = compile_to(spelling, tmp_path / "made", 5.0, Table)
+    logits, _ = (run_executorch if backend == "executorch" else run_inductor)(tmp_path / "made")
+    with torch.no_grad():
+        wanted = Table().eval()(torch.from_numpy(images_of(HELD, 2))).numpy().argmax(axis=1)
+    assert (logits.argmax(axis=1) == wanted).mean() >= 0.95 and OVER_BUDGET not in notes
 
 
 class Residual(nn.Module):

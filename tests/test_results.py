@@ -40,6 +40,20 @@ def sampled(trace: Trace, scale: float) -> Trace:
     return replace(trace, times_s=floats(times), values=floats(joules))
 
 
+def test_a_renewed_runtime_is_measured_apart_and_the_newest_is_shown(store: Path) -> None:
+    """A worker environment's versions are in no fingerprint; beside the old runtime's repeats the new one's would be one mean."""
+    with Store.open(store) as opened:
+        run = opened.begin_run("s", "", "", "0")
+        old = next(m for m in measurements(opened) if m.model == "levit_conv_192")
+        for repeat in range(3):
+            found = trial(f"newer{repeat}", "levit_conv_192", repeat)
+            newer = replace(found.environment, versions={**found.environment.versions, "ai-edge-litert": "9"})
+            slow = floats([2 * seconds for seconds in found.latencies_s])
+            opened.add_trial(run, replace(found, environment=newer, started_at=found.started_at + 60, latencies_s=slow))
+        (new,) = (m for m in measurements(opened) if m.model == "levit_conv_192")
+    assert new.repeats == old.repeats == 3 and new.latency_s.value == pytest.approx(2 * old.latency_s.value)
+
+
 def test_models_of_unknown_accuracy_come_last_and_stop_nobody(store: Path) -> None:
     with Store.open(store) as opened:
         known, unknown = rankings(opened, measurements(opened), RankPlan(baseline="LeViT-Conv-192"))

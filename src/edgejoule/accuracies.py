@@ -62,10 +62,10 @@ def doubts_of(artifact: Artifact, trainings: Iterable[Training], evaluations: It
 
 def _lost_too_much(artifact: Artifact, evaluated: Evaluation, own: Training | None) -> tuple[Caveat, ...]:
     """Where even the least drop that the labelled images allow is beyond the budget that the artifact was compiled with."""
-    drop, budget = evaluated.drop or _unpaired(evaluated, own), _budget_of(artifact)
-    if artifact.variant.weights == "random":
-        return ()  # they had no budget: near ties
-    if drop is None or drop.low is None or 100 * drop.low <= budget:
+    drop = evaluated.drop or _unpaired(evaluated, own)
+    if artifact.variant.weights == "random" or drop is None or drop.low is None:
+        return ()  # random weights had no budget: near ties
+    if 100 * drop.low <= (budget := _budget_of(artifact)):
         return ()
     fell = f"top-1 fell by {100 * drop.value:.1f} points, at least {100 * drop.low:.1f}"
     seen = f"{fell}, on {evaluated.scores.n} images; the budget is {budget:g}"

@@ -51,9 +51,10 @@ def measurements(store: Store, trials: Sequence[Trial] | None = None) -> tuple[M
     from edgejoule.measure.summary import summarise
 
     artifacts, trainings, evaluations = store.artifacts(), tuple(store.trainings().values()), store.evaluations()
-    groups: dict[tuple[Any, ...], list[Trial]] = {}
+    groups: dict[tuple[Any, ...], list[Trial]] = {}  # a runtime's environment may have been renewed, which the fingerprint does not see
     for trial in store.trials() if trials is None else trials:
-        same = (trial.artifact_sha256, trial.workload, trial.protocol, trial.meter, trial.environment.fingerprint)
+        at = trial.environment
+        same = (trial.artifact_sha256, trial.workload, trial.protocol, trial.meter, at.fingerprint, tuple(sorted(at.versions.items())))
         groups.setdefault(same, []).append(trial)
     newest: dict[tuple[Any, ...], Measurement] = {}
     for group in sorted(groups.values(), key=lambda group: max(trial.started_at for trial in group)):

@@ -150,7 +150,8 @@ class CoreMlSession:
 
         Raises BackendError where the plan cannot be read.
         """
-        if (said := platform.mac_ver()[0]) and tuple(map(int, said.split(".")[:2])) < FIRST_PLANS:
+        said = platform.mac_ver()[0]
+        if said and tuple(map(int, said.split(".")[:2])) < FIRST_PLANS and not said.startswith("10.16"):  # which any newer one may say
             return None
         from coremltools.models.compute_plan import MLComputePlan
 

@@ -47,8 +47,8 @@ def _compute_constants(module: Any) -> None:
     for node in module.graph.nodes:
         if node.op == "get_attr" or (node.op == "call_function" and fixed.issuperset(node.all_input_nodes)):
             fixed.add(node)
-            if _writes(node):
-                return
+    if fixed & {_looked_into(node.args[0]) for node in module.graph.nodes if _writes(node)}:
+        return
     for node in fixed:
         made = node.op == "call_function" and not node.all_input_nodes and isinstance(node.meta.get("val"), torch.Tensor)
         if made and torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):

@@ -110,15 +110,10 @@ class Switched:
 
 
 def _unquantised(node: Any) -> Any:
-    """What was quantised; also through what only moves values or pools them, which the quantiser for x86 puts between 8-bit tensors."""
-    if _is_dequantized(node):
-        return _unquantised(node.args[0].args[0])
-    if node.target in PRODUCTS or not node.args or not _is_dequantized(node.args[0]):
-        return node
-    source = _unquantised(node.args[0])
-    copied = node.graph.node_copy(node)
-    copied.replace_input_with(node.args[0], source)
-    return copied
+    """What was quantised; of a constant, whose 8-bit values alone are left, those dequantised."""
+    while _is_dequantized(node) and node.args[0].op == "call_function":
+        node = node.args[0].args[0]
+    return node
 
 
 def _is_dequantized(node: Any) -> bool:

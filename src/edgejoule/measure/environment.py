@@ -18,7 +18,7 @@ from edgejoule.measure.gpu import first_visible
 from edgejoule.plain import digest
 from edgejoule.records import Device, Environment
 
-RUNTIMES = ("onnxruntime", "onnxruntime-gpu", "openvino", "torch", "tensorrt", "ai-edge-litert", "executorch", "ncnn")
+RUNTIMES = ("onnxruntime", "onnxruntime-gpu", "openvino", "torch", "tensorrt", "ai-edge-litert", "executorch", "ncnn", "MNN", "coremltools")
 MEMORY_STEP = 2**28  # kernels reserve a little more or less: total memory is compared in steps of 256 MiB
 
 

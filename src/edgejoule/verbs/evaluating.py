@@ -42,8 +42,10 @@ def evaluate(
     if out is not None:
         check_writable(out)
     compiling = compiling_of(calibration, max_drop_pct)
-    if calibration != "auto" and Path(target).is_dir():
-        raise SpecError(f"{target} is compiled already, and calibration comes before that: leave --calibration out")
+    if (calibration, max_drop_pct) != ("auto", 1.0) and Path(target).is_dir():
+        raise SpecError(
+            f"{target} is compiled already, within the budget that its manifest says: leave --calibration and --max-drop-pct out"
+        )
     with Progress("without --out nothing is kept" if out is None else "") as progress:
         bench = bench_of(cache, progress)
         artifact = artifact_of(target, opened(data), backend, weights, threads, bench, compiling)
