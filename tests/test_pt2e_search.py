@@ -176,7 +176,7 @@ def quantised(module: Any) -> tuple[Any, Any, Any]:
 def test_all_products_switched_to_float_are_the_float_network_and_nothing_else_is_left() -> None:
     plain, converted, weights = quantised(Hurt().eval())
     images = images_of(3, 2)
-    switched = pt2e_search.Switched(converted, weights)
+    switched = pt2e_search.Switched(pt2e_search.unquantize_others(converted), weights)
     assert list(switched.products) == ["conv2d", "linear", "linear_1"] and switched.others == 0
     with torch.no_grad():
         wanted = plain(torch.from_numpy(images[:2])).numpy()

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from edgejoule.compile.constants import compute_constants
 from edgejoule.compile.pt2e_search import choose, float_weights
 from edgejoule.compile.quantize.options import Chosen
 from edgejoule.seams import Held
@@ -38,7 +39,7 @@ def quantized(program: Any, held: Held, max_drop_pct: float) -> tuple[Any, Chose
     quantizer = XNNPACKQuantizer()
     for product in (LINEAR, CONVOLUTION):
         quantizer.set_operator_type(product, config)
-    images, module = program.example_inputs[0], program.module()
+    images, module = program.example_inputs[0], compute_constants(program.module())
     _fuse_conv_bn_(module)  # as prepare_pt2e does, which is too late for the ReLU behind
     prepared = prepare_pt2e(spell_relu(module, aten.relu.default, aten.clamp.default), quantizer)
     prepared(*images)  # the observers of weights look when the network runs, whatever the images

@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import functools
 import math
-import operator
 from typing import Any
 
 import torch
-from torch._inductor.constant_folding import constant_fold, replace_node_with_constant
+
+from edgejoule.compile.constants import compute_constants, looked_into, writes
 
 aten = torch.ops.aten
 
@@ -33,43 +33,7 @@ def rewrite(module: Any) -> Any:
             spelt.meta.update(node.meta)
             node.replace_all_uses_with(spelt)
             module.graph.erase_node(node)
-    _compute_constants(module)
-    return module
-
-
-def _compute_constants(module: Any) -> None:
-    """Replaces by its value what depends on no image: resampled position embeddings, and those that are made of sines and cosines.
-
-    torch's folding starts at weights; what starts at ``arange`` or ``zeros`` does too once these are constants. Not where an operator
-    writes into one of them, nor what is drawn at random.
-    """
-    fixed: set[Any] = set()
-    for node in module.graph.nodes:
-        if node.op == "get_attr" or (node.op == "call_function" and fixed.issuperset(node.all_input_nodes)):
-            fixed.add(node)
-    if fixed & {_looked_into(node.args[0]) for node in module.graph.nodes if _writes(node)}:
-        return
-    for node in fixed:
-        made = node.op == "call_function" and not node.all_input_nodes and isinstance(node.meta.get("val"), torch.Tensor)
-        if made and torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
-            replace_node_with_constant(module, node, node.target(*node.args, **node.kwargs))
-    constant_fold(module)
-
-
-def _writes(node: Any) -> bool:
-    return node.op == "call_function" and hasattr(node.target, "_schema") and node.target._schema.is_mutable
-
-
-def _looked_into(node: Any) -> Any:
-    """What a view shows, through views of views; what is no view, itself."""
-    while node.op == "call_function" and (node.target is operator.getitem or _is_view(node.target)):
-        node = node.args[0]
-    return node
-
-
-def _is_view(target: Any) -> bool:
-    returns: Any = target._schema.returns if hasattr(target, "_schema") else ()
-    return bool(returns) and returns[0].alias_info is not None
+    return compute_constants(module)
 
 
 def _spread(module: Any, node: Any, given: dict[str, Any]) -> Any:
@@ -96,7 +60,7 @@ def _stepped(module: Any, node: Any, given: dict[str, Any]) -> Any:
     size, count = shape[axis], _shape(module, node)[axis]
     if step == 1 or count == 0:
         return None
-    if _looked_into(node) in {_looked_into(other) for other in module.graph.nodes if _writes(other)}:
+    if looked_into(node) in {looked_into(other) for other in module.graph.nodes if writes(other)}:
         return None
     start = given["start"] or 0
     start = max(start + size, 0) if start < 0 else start
@@ -127,7 +91,7 @@ def _padded(module: Any, node: Any, given: dict[str, Any]) -> Any:
 def _filled(module: Any, shape: list[int], axis: int, value: float, dtype: Any, size: int) -> Any:
     """``shape`` with another size along one axis, all of one value."""
     made = module.graph.call_function(aten.full.default, ([*shape[:axis], size, *shape[axis + 1 :]], value), {"dtype": dtype})
-    made.meta["val"] = torch.empty(0)  # a tensor: see _compute_constants
+    made.meta["val"] = torch.empty(0)  # a tensor: see compute_constants
     return made
 
 

@@ -110,7 +110,7 @@ class Switched:
 
 
 def _unquantised(node: Any) -> Any:
-    """What was quantised; of a constant, whose 8-bit values alone are left, those dequantised."""
+    """What was quantised; of a constant, of which its 8-bit values alone are left, those dequantised."""
     while _is_dequantized(node) and node.args[0].op == "call_function":
         node = node.args[0].args[0]
     return node

@@ -25,6 +25,7 @@ def quantized_program(program: Any, context: CompileContext) -> Any:
     import torch
 
     from edgejoule.compile import pt2e_search
+    from edgejoule.compile.constants import compute_constants
     from edgejoule.compile.export import export_program, quiet
     from edgejoule.compile.quantize.held import calibration_and_held
 
@@ -36,7 +37,7 @@ def quantized_program(program: Any, context: CompileContext) -> Any:
             x86 = importlib.import_module("torchao.quantization.pt2e.quantizer.x86_inductor_quantizer")
             quantizer = x86.X86InductorQuantizer()
             quantizer.set_global(x86.get_default_x86_inductor_quantization_config(reduce_range=narrow))
-            observed = pt2e.prepare_pt2e(program.module(check_guards=False), quantizer)
+            observed = pt2e.prepare_pt2e(compute_constants(program.module(check_guards=False)), quantizer)
             for batch in _batches(images, context.shape[0]):
                 observed(torch.from_numpy(batch))
             weights = pt2e_search.float_weights(observed)
