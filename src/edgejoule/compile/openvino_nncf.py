@@ -3,7 +3,7 @@
 Default scope: the inputs of linear layers and convolutions, nothing else (no adds, norms, softmax, GELU, products of activations).
 Every choice is made on held-out images by the error of the logits, and stops at the budget of accuracy. NNCF reports its use to its
 vendor and prints as it works: here it is imported without the package that reports, and works in silence. Runs on a host; knows no
-device: it judges on this machine's CPU. Where that sums products of 8 bits in 16 (x86 without VNNI), weights have 7: sums saturate else.
+device: it judges on this machine's CPU, whose int8 products are exact wherever it has VNNI.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from edgejoule.compile.cpu import sums_exactly
 from edgejoule.compile.export import quiet
 from edgejoule.compile.openvino_import import REPORTER, core, signal_stack_kept, without
 from edgejoule.compile.openvino_restore import WAY, activation_quantizers, bypass, int8_names, is_weighted, weighted_names
@@ -94,9 +93,6 @@ class _Search:
 
     def __init__(self, source: Path, context: CompileContext, options: Options) -> None:
         self._nncf, self._context, self._options = _nncf(), context, options
-        self._saturates = sums_exactly() is False
-        if self._saturates:
-            context.note("int8 weights", "7 bits: this processor's sums of 8-bit products saturate")
         self._float = fold_constants(core().read_model(source))  # NNCF takes a weight for one only where it is a constant
         calibration = context.calibration()
         if calibration is None or not len(calibration):
@@ -158,7 +154,6 @@ class _Search:
             smooth_quant_alphas=nncf.AdvancedSmoothQuantParameters(matmul=-1.0 if smoothing == "off" else float(smoothing)),
             activations_range_estimator_params=_estimator(ranges),
             disable_bias_correction=not correct,
-            overflow_fix=nncf.OverflowFix.ENABLE if self._saturates else nncf.OverflowFix.FIRST_LAYER,
         )
         with quiet(), signal_stack_kept():  # NNCF begins plugins of its own
             return nncf.quantize(
