@@ -20,8 +20,8 @@ from edgejoule.study_file import CompilePlan, MeasurePlan
 from edgejoule.tuning import Choice, tune, usable, varied
 
 SPEC = zoo.spec_of_timm("test_vit")
-BACKENDS = ("onnxruntime", "openvino", 'openvino(precision="bf16")')
-SECONDS = {"onnxruntime": 3.0, "openvino": 2.0, "openvino(precision='bf16')": 1.0}
+BACKENDS = ("onnxruntime", "openvino", "openvino(rewrite=False)")
+SECONDS = {"onnxruntime": 3.0, "openvino": 2.0, "openvino(rewrite=False)": 1.0}
 
 
 @pytest.fixture(scope="module")
@@ -60,17 +60,17 @@ def tuned(
 
 def test_the_fastest_that_passes_wins_and_is_found_again(timed: list[Choice], cache: Path) -> None:
     found = tuned(cache)
-    assert found.winner.verdict == "won" and found.winner.choice == Choice("openvino(precision='bf16')", "", 2)
+    assert found.winner.verdict == "won" and found.winner.choice == Choice("openvino(rewrite=False)", "", 2)
     assert Path(found.winner.folder, "manifest.json").is_file() and found.winner.top1_agreement > 0.5
     tried = {one.choice: one for one in found.tried}
-    assert Choice("onnxruntime", "", 2) in tried and Choice("openvino(precision='bf16')", "", 1) in tried
-    assert Choice("openvino(precision='bf16')", "fuse", 2) in tried
+    assert Choice("onnxruntime", "", 2) in tried and Choice("openvino(rewrite=False)", "", 1) in tried
+    assert Choice("openvino(rewrite=False)", "fuse", 2) in tried
     assert tried[Choice("openvino", "", 2)].ratio.value == pytest.approx(2.0, rel=0.01)
     before = len(timed)
     assert encode(tuned(cache)) == encode(found) and len(timed) == before, "nothing is raced twice"
     assert tuned(cache, compiling=CompilePlan(max_drop_pct=2.0)).key != found.key
     table = tuning_table(found.model, found.device, found.tried)
-    assert "won" in table and "openvino(precision='bf16'), 1 thread" in table
+    assert "won" in table and "openvino(rewrite=False), 1 thread" in table
     json.dumps(encode(found), allow_nan=False)
 
 
@@ -141,13 +141,13 @@ def test_what_fails_the_truth_gate_never_races(timed: list[Choice], cache: Path,
 
     def lying(spec: Any, backends: Any, *rest: Any, **options: Any) -> Any:
         for made in real(spec, backends, *rest, **options):
-            lies = "bf16" in backends[0]
+            lies = "rewrite" in backends[0]
             yield dataclasses.replace(made, caveats=(caveats.caveat("parity_low", "0.56"),)) if lies else made
 
     monkeypatch.setattr(compiling, "compile_model", lying)
     found = tuned(cache)
-    assert found.winner.choice.backend == "openvino" and not any("bf16" in one.backend for one in timed)
-    assert [one.verdict for one in found.tried if "bf16" in one.choice.backend] == ["not raced: parity low (0.56)"]
+    assert found.winner.choice.backend == "openvino" and not any("rewrite" in one.backend for one in timed)
+    assert [one.verdict for one in found.tried if "rewrite" in one.choice.backend] == ["not raced: parity low (0.56)"]
 
 
 @pytest.mark.parametrize(("weights", "races"), [("pretrained", False), ("random", True)])
@@ -160,12 +160,12 @@ def test_what_quantising_could_not_bring_under_the_budget_does_not_race(
 
     def missing(spec: Any, backends: Any, *rest: Any, **options: Any) -> Any:
         for made in real(spec, backends, *rest, **options):
-            doubts = (caveats.caveat("budget_missed", "drop 9.4 points"),) if "bf16" in backends[0] else ()
+            doubts = (caveats.caveat("budget_missed", "drop 9.4 points"),) if "rewrite" in backends[0] else ()
             yield dataclasses.replace(made, caveats=doubts, variant=dataclasses.replace(made.variant, weights=weights))
 
     monkeypatch.setattr(compiling, "compile_model", missing)
     found = tuned(cache)
-    assert any("bf16" in one.backend for one in timed) is races and ("bf16" in found.winner.choice.backend) is races
+    assert any("rewrite" in one.backend for one in timed) is races and ("rewrite" in found.winner.choice.backend) is races
     assert ("not raced: budget missed (drop 9.4 points)" in {one.verdict for one in found.tried}) is not races
 
 
@@ -184,7 +184,7 @@ def called_pretrained(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_winner_keeps_the_budget(timed: list[Choice], cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     called_pretrained(monkeypatch)
-    monkeypatch.setattr("edgejoule.tuning._Tuner.drop_pct", lambda self, choice: 3.0 if "bf16" in choice.backend else 0.5)
+    monkeypatch.setattr("edgejoule.tuning._Tuner.drop_pct", lambda self, choice: 3.0 if "rewrite" in choice.backend else 0.5)
     found = tuned(cache)
     assert found.winner.choice.backend == "openvino" and found.winner.drop_pct == 0.5
     assert "over budget: 3.0 points lost" in {one.verdict for one in found.tried}
