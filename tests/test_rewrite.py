@@ -19,7 +19,7 @@ from edgejoule.compile.openvino_moves import rewrite_moves
 from edgejoule.compile.openvino_patches import rewrite_patches
 from edgejoule.compile.openvino_restore import weighted_names
 from edgejoule.compile.openvino_rewrite import fold_constants, rewrite
-from edgejoule.compile.openvino_shapes import rewrite_masks, rewrite_norms
+from edgejoule.compile.openvino_shapes import keep_axes, rewrite_masks, rewrite_norms
 from tests.networks import live
 
 openvino = import_openvino()
@@ -261,3 +261,25 @@ def test_a_whole_network_answers_the_same(exported: Callable[[str], Path], name:
     assert (done.get("attentions", 0) > 0) == bool(attentions), done
     assert distance(run(model, images), wanted) < EXACT
     assert len(weighted_names(model)) == products
+
+
+def pooled() -> tuple[Any, Callable[[Any], Any]]:
+    """(B, N, C) -> (B, C), pooled, smoothed and quantised as before an int8 classifier; and the same in numpy."""
+    factors, low, high = RANDOM.uniform(0.6, 1.6, (1, 256)).astype(np.float32), -3.0, 3.1
+    x = op.parameter([1, 49, 256], np.float32)
+    mean = op.reduce_mean(op.multiply(x, op.constant(np.float32(2))), of(1), keep_dims=False)
+    bounds = [op.constant(np.float32(bound)) for bound in (low, high, low, high)]
+    model = openvino.Model([op.result(op.fake_quantize(op.multiply(mean, op.constant(factors)), *bounds, 256))], [x])
+
+    def wanted(tokens: Any) -> Any:
+        step = (high - low) / 255
+        return np.round((np.clip(2 * tokens.mean(1) * factors, low, high) - low) / step) * step + low
+
+    return model, wanted
+
+
+def test_pooled_tokens_that_are_smoothed_and_quantised_are_right() -> None:
+    model, wanted = pooled()
+    tokens = normal(1, 49, 256) + normal(256)
+    assert keep_axes(model) == 1 and keep_axes(model) == 0
+    assert distance(run(model, tokens), wanted(tokens)) < 1e-2

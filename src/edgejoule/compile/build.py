@@ -28,7 +28,7 @@ from edgejoule.seams import Backend, CompileContext, Export, Held
 
 __all__ = ["BUILD_VERSION", "Material", "build", "build_key", "find"]
 
-BUILD_VERSION = 4  # raise it when this package compiles the same inputs to another file, or judges it otherwise
+BUILD_VERSION = 5  # raise it when this package compiles the same inputs to another file, or judges it otherwise
 PARITY_IMAGES = 32
 
 RunOutputs = Callable[[Path, Path, int], Outputs]  # (artifact folder, images .npy, threads): in a fresh process

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from edgejoule.compile.cpu import sums_exactly
 from edgejoule.compile.openvino_import import core, import_openvino
-from edgejoule.compile.openvino_rewrite import rewrite
+from edgejoule.compile.openvino_rewrite import read_for_int8, rewrite
 from edgejoule.compile.quantize.options import Options
 from edgejoule.compile.reasons import reason
 from edgejoule.compile.toolchain import ONNX_EXPORTER, versions
@@ -126,7 +127,8 @@ class OpenVino:
 
     def _quantized(self, source: Path, context: CompileContext) -> Any:
         """The network with int8 products, as OpenVINO's model; what was chosen is noted. Raises BackendError."""
-        options = Options(self.quantizer, self.scope, self.smoothing, self.ranges, search=self.search)
+        bits: Literal[7, 8] = 7 if sums_exactly() is False else 8
+        options = Options(self.quantizer, self.scope, self.smoothing, self.ranges, search=self.search, weight_bits=bits)
         if self.quantizer == "nncf":
             from edgejoule.compile.openvino_nncf import quantize_by_nncf
 
@@ -137,9 +139,11 @@ class OpenVino:
             with tempfile.TemporaryDirectory(prefix="edgejoule-openvino-") as folder:
                 target = Path(folder) / "quantized.onnx"
                 chosen = quantize_onnx(source, context, options, target)
-                model = core().read_model(target.read_bytes())
+                model = read_for_int8(target.read_bytes())
         for what, word in chosen.notes().items():
             context.note(what, word)
+        if bits < 8:
+            context.note("weights", f"{bits} bits: with 8 this processor's sums of int8 products would saturate")
         return model
 
     def load(self, artifact: Artifact, threads: int, streams: int = 1) -> OpenVinoSession:

@@ -3,7 +3,7 @@
 Default scope: the inputs of linear layers and convolutions, nothing else (no adds, norms, softmax, GELU, products of activations).
 Every choice is made on held-out images by the error of the logits, and stops at the budget of accuracy. NNCF reports its use to its
 vendor and prints as it works: here it is imported without the package that reports, and works in silence. Runs on a host; knows no
-device: it judges on this machine's CPU, whose int8 products are exact wherever it has VNNI.
+device: it judges on this machine's CPU, whose int8 products are exact where it has VNNI, or where ``weight_bits`` is 7.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 from edgejoule.compile.export import quiet
 from edgejoule.compile.openvino_import import REPORTER, core, signal_stack_kept, without
 from edgejoule.compile.openvino_restore import WAY, activation_quantizers, bypass, int8_names, is_weighted, weighted_names
-from edgejoule.compile.openvino_rewrite import fold_constants
+from edgejoule.compile.openvino_rewrite import fold_constants, read_for_int8
 from edgejoule.compile.quantize.options import Chosen, Options
 from edgejoule.compile.quantize.score import Score
 from edgejoule.compile.quantize.search import unquantize
@@ -93,7 +93,7 @@ class _Search:
 
     def __init__(self, source: Path, context: CompileContext, options: Options) -> None:
         self._nncf, self._context, self._options = _nncf(), context, options
-        self._float = fold_constants(core().read_model(source))  # NNCF takes a weight for one only where it is a constant
+        self._float = fold_constants(read_for_int8(source))  # NNCF takes a weight for one only where it is a constant
         calibration = context.calibration()
         if calibration is None or not len(calibration):
             raise BackendError("int8 needs images to calibrate with, none were given: name a source of images, or use precision='fp32'")
@@ -154,6 +154,7 @@ class _Search:
             smooth_quant_alphas=nncf.AdvancedSmoothQuantParameters(matmul=-1.0 if smoothing == "off" else float(smoothing)),
             activations_range_estimator_params=_estimator(ranges),
             disable_bias_correction=not correct,
+            overflow_fix=nncf.OverflowFix.ENABLE if self._options.weight_bits == 7 else nncf.OverflowFix.FIRST_LAYER,
         )
         with quiet(), signal_stack_kept():  # NNCF begins plugins of its own
             return nncf.quantize(

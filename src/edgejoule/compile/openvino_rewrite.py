@@ -6,13 +6,15 @@ rewriting is a file that says what it costs the runtime otherwise. Knows no quan
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from edgejoule.compile.openvino_attention import rewrite_attention
+from edgejoule.compile.openvino_import import core
 from edgejoule.compile.openvino_maps import rewrite_maps
 from edgejoule.compile.openvino_moves import rewrite_moves
 from edgejoule.compile.openvino_patches import rewrite_patches
-from edgejoule.compile.openvino_shapes import rewrite_masks, rewrite_norms
+from edgejoule.compile.openvino_shapes import keep_axes, rewrite_masks, rewrite_norms
 
 REWRITINGS = {
     "attentions": rewrite_attention,
@@ -22,6 +24,13 @@ REWRITINGS = {
     "quantisers": rewrite_moves,
     "patch embeddings": rewrite_patches,
 }
+
+
+def read_for_int8(source: Path | bytes) -> Any:
+    """An ONNX file as OpenVINO's model, without what the plugin computes wrongly once it is quantised."""
+    model = core().read_model(source)
+    keep_axes(model)
+    return model
 
 
 def rewrite(model: Any, fold: bool) -> dict[str, int]:

@@ -61,6 +61,24 @@ def _rewrite_mask(node: Any) -> int:
     return 1
 
 
+def keep_axes(model: Any) -> int:
+    """In place: means that drop their axes keep them, and a Squeeze drops them. Returns how many.
+
+    The plugin fuses what follows a mean into it, and of (B, N, C) -> (B, C) it takes a wrong axis for the channels of a Multiply before a
+    quantiser: answers are wrong, by memory that is not theirs. It does so wherever pooled tokens are smoothed for an int8 classifier.
+    """
+    op, found = import_openvino().opset13, 0
+    for node in model.get_ordered_ops():
+        if node.get_type_name() == "ReduceMean" and not node.get_attributes()["keep_dims"]:
+            mean = op.reduce_mean(node.input_value(0), node.input_value(1), keep_dims=True)
+            mean.set_friendly_name(f"{node.get_friendly_name()}/kept")
+            squeezed = op.squeeze(mean, node.input_value(1))
+            squeezed.set_friendly_name(node.get_friendly_name())
+            node.output(0).replace(squeezed.output(0))
+            found += 1
+    return found
+
+
 def _without_repeats(values: Array) -> Array:
     """Axes along which nothing changes are left out, of the same rank: (64, 3, 49, 49) of equal heads is (64, 1, 49, 49)."""
     for axis in range(values.ndim):
