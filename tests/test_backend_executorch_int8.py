@@ -74,11 +74,23 @@ class Normed(nn.Module):
         return self.head(self.more(self.norm(self.stem(x)).relu()).relu_().mean((2, 3)))
 
 
+class Talking(nn.Module):
+    """A softmax behind a convolution, as talking heads have it. Was: over the channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.more, self.head = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1), nn.Linear(8, 5)
+
+    def forward(self, x: Any) -> Any:
+        return self.head((16 * self.more(self.stem(x).softmax(-1))).amax((2, 3)))
+
+
 NETWORKS = {
     "behind": (Behind, {"int8": 3}),
     "parallel": (Parallel, {"int8": 5}),
     "rectified": (Rectified, {"int8": 2, "fp32": 1}),
     "normed": (Normed, {"int8": 3}),
+    "talking": (Talking, {"int8": 3}),
 }
 
 RUN = """

@@ -1,21 +1,18 @@
 """int8 for XNNPACK: products whose activations are scaled at every inference, each with a quantisation of its input that it can read.
 
 XNNPACK has dynamic int8 for linear layers and for convolutions of images but depthwise ones (ConvolutionConfig.check_constraints of
-ExecuTorch's partitioner), which stay in float. Two defects of ExecuTorch 1.4 are worked around here, both seen with one or two layers.
-Its ChannelsLastTaggedReshapePass looks for what a quantised convolution reads by following first arguments up to the program's images,
-and transposes those: a convolution behind a transpose or a view failed ("Propagating input shapes failed"), or ran on wrong numbers. And
-a tensor quantised once for a 1x1 convolution and a larger one gave wrong numbers too, without an error. Calibrates nothing, lowers nothing.
+ExecuTorch's partitioner), which stay in float. A tensor quantised once for a 1x1 convolution and a larger one gave wrong numbers in
+ExecuTorch 1.4, without an error, seen with two layers: each has its own here. Calibrates nothing, lowers nothing.
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 
 from edgejoule.compile.constants import compute_constants
+from edgejoule.compile.executorch_layouts import dynamic_chain
 from edgejoule.compile.pt2e_search import choose, float_weights
 from edgejoule.compile.quantize.options import Chosen
 from edgejoule.seams import Held
@@ -64,7 +61,7 @@ def spell_relu(module: Any, found: Any, wanted: Any) -> Any:
 def quantize_apart(module: Any) -> Any:
     """Gives every convolution a quantisation of its input that nothing else reads. Linear layers may share one. In place."""
     for node in list(module.graph.nodes):
-        chain = _chain(node.args[0]) if node.target == CONVOLUTION else None
+        chain = dynamic_chain(node.args[0]) if node.target == CONVOLUTION else None
         if chain is None or all(set(link.users) <= {node, *chain} for link in chain):
             continue
         copies: dict[Any, Any] = {}
@@ -74,40 +71,3 @@ def quantize_apart(module: Any) -> Any:
         node.replace_input_with(chain[-1], copies[chain[-1]])
     module.recompile()
     return module
-
-
-def _chain(dequantized: Any) -> tuple[Any, ...] | None:
-    """(choice, scale, zero point, quantised, dequantised), where the scale is chosen at run time; else None."""
-    from executorch.backends.xnnpack.utils.quant_utils import is_dequant, is_dynamic_qdq
-
-    if not (is_dequant(dequantized) and is_dynamic_qdq(dequantized)):
-        return None
-    link = dequantized.args[0]
-    scale, zero = link.args[1:3]
-    return scale.args[0], scale, zero, link, dequantized
-
-
-@contextlib.contextmanager
-def layouts() -> Iterator[None]:
-    """ExecuTorch's layout pass, so corrected that it transposes what is quantised, and not the program's images."""
-    from executorch.backends.xnnpack._passes.channels_last_tagged_reshape_pass import ChannelsLastTaggedReshapePass as Pass
-
-    to_nhwc, to_nchw = Pass.input_to_nhwc, Pass.input_to_nchw
-
-    def corrected(convert: Any, channels_last: bool) -> Any:
-        def convert_input(self: Any, module: Any, source: Any, target: Any) -> None:
-            chain = _chain(source)
-            readers = [target] if chain is None else [chain[0], chain[3]]  # the scale is chosen from what is then quantised
-            for reader in readers:
-                convert(self, module, source if chain is None else reader.args[0], reader)
-            for link in chain or ():
-                (self.mark_as_nhwc_node if channels_last else self.mark_as_nchw_node)(link)
-
-        return convert_input
-
-    changed: Any = Pass
-    try:
-        changed.input_to_nhwc, changed.input_to_nchw = corrected(to_nhwc, True), corrected(to_nchw, False)
-        yield
-    finally:
-        changed.input_to_nhwc, changed.input_to_nchw = to_nhwc, to_nchw

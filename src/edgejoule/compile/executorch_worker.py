@@ -74,12 +74,12 @@ def lowered(program: Any, partitioner: str, soc: str) -> Any:
     """The ExecuTorch program. Rewritten for XNNPACK, whose operators are fewest; the others and the portable ones have LayerNorm."""
     from executorch.exir import to_edge_transform_and_lower
 
-    from edgejoule.compile import executorch_int8
+    from edgejoule.compile import executorch_layouts
     from edgejoule.compile import executorch_rewrites as rewrites
 
     partitioners = [] if partitioner == "none" else [_partitioner(partitioner, soc)]
     program = rewrites.rewrite(program) if partitioner == "xnnpack" else rewrites.constants(program.run_decompositions({}))
-    with executorch_int8.layouts():
+    with executorch_layouts.corrected():
         return to_edge_transform_and_lower(program, partitioner=partitioners).to_executorch()
 
 
