@@ -52,6 +52,13 @@ class Table(Hurt):
         return super().forward(x) + self.bias(self.table).flatten()
 
 
+class Branches(Hurt):
+    """Begins to add up its branches with nothing, as FastViT does."""
+
+    def forward(self, x: Any) -> Any:  # (B, 3, 16, 16)
+        return self.last(self.middle((0 + self.stem(x)).flatten(1)))
+
+
 def images_of(count: int, seed: int) -> Any:
     return np.random.default_rng(seed).normal(size=(count, *SHAPE[1:])).astype(np.float32)
 
@@ -117,15 +124,16 @@ def test_the_layer_that_hurts_goes_back_to_float_and_the_budget_is_met(backend: 
     assert OVER_BUDGET not in bound and "of agreement" in bound["held-out drop"]
 
 
+@pytest.mark.parametrize("network", [Table, Branches])
 @pytest.mark.parametrize("backend", ["executorch", "inductor"])
-def test_a_linear_layer_over_a_constant_is_in_nobody_s_way(backend: str, tmp_path: Path) -> None:
+def test_a_linear_layer_over_a_constant_and_a_sum_with_a_number_are_in_nobody_s_way(backend: str, network: Any, tmp_path: Path) -> None:
     spelling = f"{backend}(precision='int8')"
     if (missing := registry.create("backend", spelling).probe()) is not None:
         pytest.skip(missing)
-    notes = compile_to(spelling, tmp_path / "made", 5.0, Table)
+    notes = compile_to(spelling, tmp_path / "made", 5.0, network)
     logits, _ = (run_executorch if backend == "executorch" else run_inductor)(tmp_path / "made")
     with torch.no_grad():
-        wanted = Table().eval()(torch.from_numpy(images_of(HELD, 2))).numpy().argmax(axis=1)
+        wanted = network().eval()(torch.from_numpy(images_of(HELD, 2))).numpy().argmax(axis=1)
     assert (logits.argmax(axis=1) == wanted).mean() >= 0.95 and OVER_BUDGET not in notes
 
 
