@@ -145,4 +145,4 @@ def _times(value: float | None, factor: float) -> float | None:
 
 
 def _bound(value: float | None, digits: int) -> str:
-    return "…" if value is None else f"{value:.{digits}f}"
+    return "…" if value is None else f"{value:z.{digits}f}"  # z: what rounds to zero has no sign
