@@ -22,13 +22,13 @@ ROLLUP = (
 
 
 def test_peak_memory_sees_what_was_used_and_forgets_what_was_before() -> None:
-    block = np.ones(30_000_000 // 8)
-    assert memory.peak_bytes() > 30_000_000
+    block = np.ones(100_000_000 // 8)  # of less than 32 MB the allocator may keep what was freed
+    assert memory.peak_bytes() > 100_000_000
     before = memory.peak_bytes()
     del block
     if memory.reset_peak():
         assert memory.peak_bytes() < before
-        again = np.ones(60_000_000 // 8)
+        again = np.ones(200_000_000 // 8)
         assert memory.peak_bytes() > again.nbytes
 
 
