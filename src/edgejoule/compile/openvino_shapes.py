@@ -65,7 +65,7 @@ def keep_axes(model: Any) -> int:
     """In place: means that drop their axes keep them, and a Squeeze drops them. Returns how many.
 
     The plugin fuses what follows a mean into it, and of (B, N, C) -> (B, C) it takes a wrong axis for the channels of a Multiply before a
-    quantiser: answers are wrong, by memory that is not theirs. It does so wherever pooled tokens are smoothed for an int8 classifier.
+    quantiser: answers are wrong. It does so wherever pooled tokens are smoothed for an int8 classifier.
     """
     op, found = import_openvino().opset13, 0
     for node in model.get_ordered_ops():
