@@ -214,20 +214,39 @@ class Backend(Protocol):
     ) -> Session: ...  # on the device, from artifact.folder; imports no torch
 
 
+class Fit(Protocol):
+    """Trains a copy of a network on the recipe's data and gives it back in eval mode. Raises TrainingError, DataError.
+
+    ``distill`` is a distillation's spelling (``soft(alpha=0.5)``); its teacher stands in it, else it is ``teacher``, else the network that
+    the recipe began with. ``lr`` is a factor of the training recipe's rate. While it trains, submodules are asked: ``begin_step(step,
+    steps)`` before each forward, and ``penalty()`` after it, a tensor () that is added to the loss, or None. Layers with an attribute
+    ``sparsity`` keep the zeros of their weights.
+    """
+
+    def __call__(
+        self, module: Any, spec: ModelSpec, *, epochs: float, lr: float = 1.0, distill: str = "", teacher: tuple[Any, ModelSpec] | None = None
+    ) -> Any: ...
+
+
 @dataclass(frozen=True, slots=True)
 class PassContext:
-    """What a pass may need: how to train, from whom to learn, on what data."""
+    """What a pass may need: how to train, from whom to learn, on what data. ``data(spec, n)`` draws n training images for a spec."""
 
-    fit: Callable[..., Any] | None
-    teacher: Any
-    data: Any
+    fit: Fit | None
+    teacher: tuple[Any, ModelSpec] | None  # the network that the recipe began with, in eval mode; never changed
+    data: Callable[[ModelSpec, int], Held] | None
     seed: int
     workdir: Path
+    notify: Callable[[str], None] = lambda line: None  # progress of anything over two seconds
 
 
 @runtime_checkable
 class Pass(Protocol):
-    """Changes the network: a new module and a new spec, still exportable; never the ones it was given."""
+    """Changes the network: a new module and a new spec, still exportable; never the ones it was given.
+
+    The new module differs from its builder's in what ``architecture.py`` can write down: plain attributes, tensors, submodules of torch's,
+    timm's and edgejoule's classes; no hooks and no patched functions.
+    """
 
     @property
     def needs(self) -> frozenset[Literal["calibration", "training", "teacher"]]: ...
