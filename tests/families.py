@@ -73,7 +73,11 @@ NETWORKS: Mapping[str, tuple[Any, int, Mapping[str, Any]]] = {
     ),
     "mobilevit": (ByobNet, 64, {"model_cfg": mobilevit_cfgs["mobilevit_xxs"]}),
     "mobilevitv2": (ByobNet, 64, {"model_cfg": mobilevit_cfgs["mobilevitv2_050"]}),
-    "efficientvit_mit": (EfficientVit, 64, {"widths": (8, 16, 24, 32, 48), "depths": (1, 1, 1, 2, 1), "head_dim": 8, "head_widths": (64, 64)}),
+    "efficientvit_mit": (
+        EfficientVit,
+        64,
+        {"widths": (8, 16, 24, 32, 48), "depths": (1, 1, 1, 2, 1), "head_dim": 8, "head_widths": (64, 64)},
+    ),
     "efficientvit_msra": (EfficientVitMsra, 64, {"img_size": 64, **EFFICIENT}),
     "pvt_v2": (
         PyramidVisionTransformerV2,

@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 import torch
 
-from edgejoule import compiling, registry, stages, zoo
+from edgejoule import compiling, optimizing, zoo
 from edgejoule.bench import Bench
 from edgejoule.compile.build import build_key
 from edgejoule.errors import ModelError, SpecError, StudyError, UnknownNameError
 from edgejoule.optimize import recipe
 from edgejoule.records import Artifact, Failure
 from edgejoule.seams import PassContext
-from edgejoule.study_file import MeasurePlan, parse_study
+from edgejoule.study_file import MeasurePlan, OptimizePlan, parse_study
 
 STUDY = """
 [study]
@@ -71,6 +71,14 @@ class Broken:
         return copy.deepcopy(module), dataclasses.replace(spec, preprocessing=other)
 
 
+@dataclass(frozen=True)
+class Anything:
+    """Takes the place of a pass where only its name counts."""
+
+    px: int = 0
+    needs: frozenset[str] = frozenset()
+
+
 @pytest.fixture(autouse=True)
 def three_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     ours = {cls.__name__.lower(): f"{__name__}:{cls.__name__}" for cls in (Double, Trained, Broken)}
@@ -94,13 +102,12 @@ def test_passes_run_in_order_on_a_copy(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_done_is_said_before_any_work() -> None:
-    plan = MeasurePlan(meter="none")
     with pytest.raises(UnknownNameError, match="no pass is called 'fues': did you mean fuse"):
-        stages.check(plan, ["onnxruntime"], ["fues"])
+        optimizing.check(["fues"], OptimizePlan())
     with pytest.raises(SpecError, match="the pass trained needs training"):
-        stages.check(plan, ["onnxruntime"], ["double | trained"])
+        optimizing.check(["double | trained"], OptimizePlan())
     with pytest.raises(SpecError, match="times"):
-        stages.check(plan, ["onnxruntime"], ["double(times='a')"])
+        optimizing.check(["double(times='a')"], OptimizePlan())
     with pytest.raises(StudyError, match=r"s.toml, line 7, optimize.recipes: cannot read"):
         parse_study(STUDY.replace("| double", "| 3"), "s.toml")
     with pytest.raises(StudyError, match="at least one recipe"):
@@ -123,10 +130,34 @@ def test_a_recipe_is_part_of_the_artifact(tmp_path: Path) -> None:
     assert keys[0] == keys[1] != keys[2]
 
 
-@pytest.mark.parametrize(("text", "said"), [("broken", "raised KeyError"), ("broken(resize=True)", "other images than it was made for")])
-def test_a_pass_that_fails_is_one_models_failure(text: str, said: str, tmp_path: Path) -> None:
+def test_a_pass_that_fails_is_one_models_failure(tmp_path: Path) -> None:
     spec = zoo.spec_of_timm("test_vit")
-    (failure,) = compiling.compile_model(spec, ["onnxruntime"], MeasurePlan(), "random", Bench(cache=tmp_path), text)
-    assert isinstance(failure, Failure) and said in failure.reason and failure.variant.endswith(registry.canonical(text))
-    with pytest.raises(ModelError, match=said):
-        compiling.optimized(dataclasses.replace(zoo.identify(spec, weights="random"), recipe=text), Bench())
+    (failure,) = compiling.compile_model(spec, ["onnxruntime"], MeasurePlan(), "random", Bench(cache=tmp_path), "broken( )")
+    assert isinstance(failure, Failure) and "raised KeyError" in failure.reason and failure.variant.endswith("| broken")
+    with pytest.raises(ModelError, match="raised KeyError"):
+        optimizing.network(dataclasses.replace(zoo.identify(spec, weights="random"), recipe="broken"), Bench())
+
+
+def test_a_pass_may_give_the_network_other_images(tmp_path: Path) -> None:
+    spec = zoo.spec_of_timm("test_efficientnet")
+    (artifact,) = compiling.compile_model(spec, ["onnxruntime"], MeasurePlan(), "random", Bench(cache=tmp_path), "broken(resize=True)")
+    assert isinstance(artifact, Artifact) and artifact.variant.spec.preprocessing.input_size == (3, 96, 96)
+    assert artifact.info.inputs[0].shape == (1, 3, 96, 96) and artifact.variant.spec.published is None
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("qat | fuse", "put qat last"),
+        ("merge_tokens | resize(px=64)", "resize first"),
+        ("prune_weights | prune_ffn", "prune structures first"),
+        ("merge_tokens | prune_tokens", "one or the other"),
+    ],
+)
+def test_orders_that_make_no_sense_are_refused_with_the_reason(text: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("qat", "merge_tokens", "prune_tokens", "prune_weights", "prune_ffn", "resize")
+    monkeypatch.setattr(
+        "edgejoule.optimize.LEAVES", {"fuse": "edgejoule.optimize.fuse:Fuse"} | dict.fromkeys(names, f"{__name__}:Anything")
+    )
+    with pytest.raises(SpecError, match=f"cannot follow .*{said}"):
+        recipe.check(text)

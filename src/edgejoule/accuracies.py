@@ -28,6 +28,8 @@ def accuracy_of(artifact: Artifact, trainings: Iterable[Training], evaluations: 
     2. Its newest evaluation on a test split, with Wilson's interval.
     3. The float32 accuracy of the training that made its weights.
     4. What the catalog says was published.
+
+    Of a network that an optimising recipe changed only an evaluation counts: what its model got right is another network's.
     """
     trainings = tuple(trainings)
     own = training_of(artifact, trainings)
@@ -104,7 +106,9 @@ def published_accuracy(spec: ModelSpec) -> Accuracy | None:
 
 
 def training_of(artifact: Artifact, trainings: Iterable[Training]) -> Training | None:
-    """The training that ended with the artifact's weights, the newest of several; None for weights from elsewhere."""
+    """The training that ended with the artifact's weights, the newest of several; None for weights from elsewhere, or changed since."""
+    if artifact.variant.optimized:
+        return None
     return next((one for one in reversed(tuple(trainings)) if one.weights_id == artifact.variant.weights_id), None)
 
 

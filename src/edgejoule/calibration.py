@@ -40,6 +40,28 @@ def material(spec: ModelSpec, spelling: str, max_drop_pct: float) -> Material:
     return _labelled(spec, text, max_drop_pct)
 
 
+def samples(spec: ModelSpec, spelling: str, n: int) -> tuple[data.Crops, Any]:
+    """Up to n images to learn from, never tested ones: uint8 (n, C, H, W), and labels (n,) int64 or None. Raises as ``material`` does."""
+    text = resolve(spec, spelling)
+    if registry.parse(text).name not in data.SOURCES:
+        labelled = _open(text)
+        if spec.num_classes == len(labelled.classes):
+            return _drawn(labelled.split("train"), spec, n)
+        raise DataError(
+            f"{spec.name} tells {spec.num_classes} classes apart and {labelled.dataset} has {len(labelled.classes)}: name its own data"
+        )
+    crops = data.crops(text, spec.preprocessing)
+    return crops[np.arange(len(crops)) % EVERY != 1][:n], None
+
+
+def identity(spec: ModelSpec, spelling: str) -> str:
+    """Equal where ``samples`` are, as far as names and files tell."""
+    text = resolve(spec, spelling)
+    if registry.parse(text).name in data.SOURCES:
+        return digest([text, data.source(text).origin()])
+    return digest([text, _open(text).origin()])
+
+
 def check(spelling: str) -> None:
     """Raises SpecError or UnknownNameError for what names no images, DataError for data that is not there."""
     if spelling == "auto":
@@ -88,7 +110,7 @@ def _labelled(spec: ModelSpec, text: str, max_drop_pct: float) -> Material:
 
 
 def _open(text: str) -> LabelledData:
-    from edgejoule.training import open_data
+    from edgejoule.teaching import open_data
 
     if registry.parse(text).name not in registry.names("data"):
         known = ", ".join((*data.SOURCES, *registry.names("data")))

@@ -15,6 +15,7 @@ import io
 import re
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from edgejoule import registry
@@ -42,7 +43,8 @@ def pool(name: str) -> tuple[ModelSpec, ...]:
 
 
 def find_model(text: str, allow_code: bool = False) -> ModelSpec:
-    """The model that a user means: a catalog name or alias, ``timm(name="...")``, or with ``allow_code`` their own ``module:function``.
+    """The model that a user means: a catalog name or alias, ``timm(name="...")``, the folder of a saved network, or with ``allow_code``
+    their own ``module:function``.
 
     Names are looked up without regard to case, and ``-`` and spaces are ``_``. Raises UnknownNameError with the nearest names, and
     SpecError for code that may not run here or a spelling that cannot be read.
@@ -52,9 +54,20 @@ def find_model(text: str, allow_code: bool = False) -> ModelSpec:
         return spec
     if _CODE.fullmatch(wanted):
         return _custom(wanted, allow_code)
+    if saved_network(wanted) is not None:
+        return _spelled(str(registry.Call("optimized", {"path": str(Path(wanted).absolute())})), allow_code)
     if "(" in wanted or wanted in _third_parties():
         return _spelled(wanted, allow_code)
     raise UnknownNameError("model", wanted, _names(), _advice(wanted))
+
+
+def saved_network(text: str) -> Path | None:
+    """The folder that a text names, where ``edgejoule optimize`` saved a network there."""
+    try:
+        folder = Path(text)
+        return folder if (folder / "architecture.json").is_file() else None
+    except (OSError, ValueError):
+        return None
 
 
 def _spelled(text: str, allow_code: bool) -> ModelSpec:

@@ -15,7 +15,7 @@ import typer
 
 from edgejoule import __version__
 from edgejoule.errors import EdgejouleError
-from edgejoule.verbs import evaluating, looking, pipeline, results, tracing, training
+from edgejoule.verbs import evaluating, looking, optimizing, pipeline, results, tracing, training
 from edgejoule.verbs.options import print_text
 
 app = typer.Typer(
@@ -31,6 +31,7 @@ store_app = typer.Typer(help="Look into a results file.", no_args_is_help=True)
 app.command()(pipeline.run)
 app.command()(pipeline.screen)
 app.command()(training.train)
+app.command()(optimizing.optimize)
 app.command("compile")(pipeline.compile_)
 app.command()(pipeline.measure)
 app.command()(evaluating.evaluate)

@@ -11,17 +11,16 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from edgejoule import data, registry
 from edgejoule.bench import Bench, Event, cores, writable
-from edgejoule.errors import OF_ONE_MODEL, AgentError, ModelError, OutputError
-from edgejoule.records import Artifact, Failure, Job, ModelSpec, Outputs, Variant, Workload
-from edgejoule.seams import PassContext
-from edgejoule.study_file import CompilePlan, MeasurePlan
+from edgejoule.errors import OF_ONE_MODEL, AgentError, OutputError, TrainingError
+from edgejoule.optimizing import network, optimize
+from edgejoule.records import Artifact, Failure, Job, ModelSpec, Outputs, Workload
+from edgejoule.study_file import CompilePlan, MeasurePlan, OptimizePlan
 
 
 class LazyExport:
@@ -55,29 +54,31 @@ def compile_model(
     bench: Bench,
     recipe: str = "",
     compiling: CompilePlan | None = None,
+    optimizing: OptimizePlan | None = None,
 ) -> Iterator[Artifact | Failure]:
     """One model, changed by a recipe, for each backend: an artifact, or the reason why there is none.
 
-    ``compiling`` says what quantisation is calibrated on and what it may cost. Raises DataError for calibration images that cannot be had.
+    ``compiling`` says what quantisation is calibrated on and what it may cost, ``optimizing`` what passes learn on. Raises DataError for
+    calibration images that cannot be had.
     """
-    from edgejoule import zoo
     from edgejoule.calibration import material
     from edgejoule.compile.build import build
     from edgejoule.compile.export import TorchExport
 
     try:
-        variant = replace(zoo.identify(spec, bench.seed, weights), recipe=registry.canonical(recipe))
-    except OF_ONE_MODEL as error:
-        name = f"{spec.name} | {recipe}" if recipe else spec.name
-        yield from (Failure(name, backend, "build", str(error)) for backend in backends)
+        variant = optimize(spec, weights, recipe, optimizing or OptimizePlan(), bench)
+    except (*OF_ONE_MODEL, TrainingError) as error:
+        name, stage = (f"{spec.name} | {registry.canonical(recipe)}", "optimize") if recipe else (spec.name, "build")
+        yield from (Failure(name, backend, stage, str(error)) for backend in backends)
         return
+    spec = variant.spec
     crops, _ = data.write_crops(plan.images, spec.preprocessing, writable(bench.cache / "images"))
     shape = (plan.batch, *spec.preprocessing.input_size)
     compiling = compiling or CompilePlan()
     quantises = any(registry.create("backend", backend).precision == "int8" for backend in backends)
     given = material(spec, compiling.calibration, compiling.max_drop_pct) if quantises else None
     with ExitStack() as scratch:
-        export = LazyExport(lambda: TorchExport(optimized(variant, bench), shape, _scratch(bench.cache, scratch), name=variant.label))
+        export = LazyExport(lambda: TorchExport(network(variant, bench), shape, _scratch(bench.cache, scratch), name=variant.label))
         for backend in backends:
             try:
                 yield build(
@@ -94,22 +95,6 @@ def compile_model(
                 )
             except OF_ONE_MODEL as error:
                 yield Failure(variant.label, backend, "compile", str(error))
-
-
-def optimized(variant: Variant, bench: Bench) -> Any:
-    """The variant's network after its recipe: an nn.Module in eval mode. Raises ModelError and SpecError."""
-    from edgejoule import zoo
-    from edgejoule.optimize.recipe import apply
-
-    module = zoo.build(variant)
-    if not variant.recipe:
-        return module
-    with tempfile.TemporaryDirectory() as workdir:
-        context = PassContext(fit=None, teacher=None, data=None, seed=variant.seed, workdir=Path(workdir))
-        module, spec = apply(variant.recipe, module, variant.spec, context)
-    if spec.preprocessing != variant.spec.preprocessing:
-        raise ModelError(f"the recipe {variant.recipe} gives {spec.name} other images than it was made for: leave that pass out")
-    return module
 
 
 def _scratch(cache: Path, stack: ExitStack) -> Path:

@@ -22,14 +22,15 @@ import numpy.typing as npt
 
 from edgejoule import compiling, data, registry, stages
 from edgejoule.bench import Bench, Event, cores, writable
-from edgejoule.catalog import find_model
+from edgejoule.catalog import find_model, saved_network
 from edgejoule.caveats import caveat
 from edgejoule.datasets.classification import BROKEN, Judged, joined, judge, paired_difference, scores_of, wilson
 from edgejoule.errors import AgentError, BackendError, BadImageError, DataError, ModelError, SpecError
+from edgejoule.optimizing import network
 from edgejoule.records import Artifact, Caveat, Evaluation, Interval, Job, ModelSpec, Outputs, Preprocessing, Variant, Workload
 from edgejoule.study_file import CompilePlan, MeasurePlan
+from edgejoule.teaching import open_data
 from edgejoule.trained import noted_spec
-from edgejoule.training import open_data
 
 if TYPE_CHECKING:
     from edgejoule.seams import LabelledData, LabelledImages
@@ -103,7 +104,7 @@ def float_network(variant: Variant, bench: Bench | None = None, weights: str = "
 
     if weights and (found := remember(weights)) != variant.weights_id:
         raise ModelError(f"{weights} is not what {variant.label} was compiled from (sha256 {found[:12]}…, not {variant.weights_id[:12]}…)")
-    module = compiling.optimized(variant, bench or Bench())
+    module = network(variant, bench or Bench())
     known: dict[bytes, Answers] = {}
 
     def answers(crops: data.Crops) -> Answers:
@@ -159,7 +160,7 @@ def artifact_of(
     from edgejoule import manifest
 
     folder = Path(target)
-    if folder.is_dir():
+    if folder.is_dir() and saved_network(target) is None:
         artifact = manifest.read(folder.absolute())
         plan = MeasurePlan(batch=artifact.batch, scenario="offline" if artifact.batch > 1 else "single_stream")
         return stages.open_artifact(folder, plan, backend)

@@ -219,6 +219,7 @@ class Variant:
     weights_id: str  # what determines the weights: a sha256, or seed and initialisation version for random ones
     recipe: str = ""
     seed: int = 0
+    optimized: str = ""  # of a recipe that is not exact: the key of the network that it made; ``spec`` is then that network's own
 
     @property
     def label(self) -> str:
@@ -314,6 +315,20 @@ class Artifact:
     @property
     def label(self) -> str:
         return f"{self.variant.label} @ {self.backend}"
+
+
+@dataclass(frozen=True, slots=True)
+class LayerCost:
+    """What one pass on one layer alone costs and saves, beside the unchanged network. Shares are of the whole network, 0 to 1."""
+
+    layer: str  # "blocks.3.attn"
+    what: str  # the pass: "prune_heads(ratio=0.25)"
+    drop_points: Interval | float  # percentage points of top-1 lost, or of agreement with the unchanged network
+    saved_macs: float
+    saved_bytes: float
+    saved_time: Interval | None  # share of the latency, measured as a ratio; None where it was not measured
+    n_images: int
+    note: str = ""
 
 
 # ---------------------------------------------------------------- measuring
@@ -573,6 +588,24 @@ class TraceEnergy:
 
 
 @dataclass(frozen=True, slots=True)
+class Worth:
+    """Whether a changed network is worth it: one row with a recipe beside the row without one that speaks most against it.
+
+    ``yes``: no row without a recipe is at least as accurate for no more. ``no``: ``beside`` is. ``not shown``: ``beside`` may be.
+    """
+
+    verdict: Literal["yes", "no", "not shown", "unknown"]
+    cost: Literal["energy", "latency"] = "energy"  # latency where the energies are estimates
+    beside: str = ""  # label of the plain row that the two figures are against, "" where there is none
+    points: Interval | None = None  # top-1 less that of ``beside``, percentage points
+    cost_ratio: Interval | None = None  # cost over that of ``beside``
+    missing: str = ""  # not shown: what would decide it; unknown: what is not there
+    own: str = ""  # label of the same network without the recipe, "" where it is not in the ranking
+    plain_models: int = 0  # networks of the ranking without a recipe; those that were not run cannot be compared
+    cheapest: bool = False  # no plain row costs as little: a smaller plain network was not measured
+
+
+@dataclass(frozen=True, slots=True)
 class RankRow:
     """One line of a ranking. ``rank`` 1 is best; 0 where the metric could not be computed (``note`` says why)."""
 
@@ -596,6 +629,8 @@ class RankRow:
     artifact_sha256: str = ""
     top1: Interval | None = None  # percent, where the accuracy has an interval
     seeds: int | None = None  # trainings that top1_pct is the mean of
+    recipe: str = ""
+    worth: Worth | None = None  # of rows with a recipe
 
 
 @dataclass(frozen=True, slots=True)

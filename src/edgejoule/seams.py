@@ -224,7 +224,14 @@ class Fit(Protocol):
     """
 
     def __call__(
-        self, module: Any, spec: ModelSpec, *, epochs: float, lr: float = 1.0, distill: str = "", teacher: tuple[Any, ModelSpec] | None = None
+        self,
+        module: Any,
+        spec: ModelSpec,
+        *,
+        epochs: float,
+        lr: float = 1.0,
+        distill: str = "",
+        teacher: tuple[Any, ModelSpec] | None = None,
     ) -> Any: ...
 
 

@@ -170,17 +170,14 @@ def run_trial(entrant: Entrant, key: str, protocol: Protocol, threads: int, repe
     return replace(answer, environment=replace(answer.environment, fingerprint=environment(threads).fingerprint))
 
 
-def check(plan: MeasurePlan, backends: Sequence[str], recipes: Sequence[str] = ()) -> None:
-    """Raises before any work for what would stop it later: a backend, pass, profile, image source or meter that is not there."""
+def check(plan: MeasurePlan, backends: Sequence[str]) -> None:
+    """Raises before any work for what would stop it later: a backend, profile, image source or meter that is not there."""
     from edgejoule.measure.meters import open_meter
     from edgejoule.measure.plan import SUSTAINED
     from edgejoule.measure.protocols import base_name, profile
-    from edgejoule.optimize.recipe import check as check_recipe
 
     for backend in backends:
         registry.create("backend", backend)
-    for recipe in recipes:
-        check_recipe(recipe)
     how, work = profile(plan.profile), scenario(plan.scenario)
     if base_name(how) == SUSTAINED and (work.hz is not None or work.name == "streams"):
         raise SpecError(f"a sustained run is one inference after the other, and {plan.scenario} is not: leave one of them out")

@@ -7,13 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from edgejoule import __version__, calibration, compiling, registry, stages, trained, training
+from edgejoule import __version__, calibration, compiling, optimizing, registry, stages, teaching, trained, training
 from edgejoule.bench import Bench, Event
 from edgejoule.errors import OF_ONE_MODEL, BackendError, DataError, OutputError, StudyError
 from edgejoule.records import Artifact, Failure, Measurement, ModelSpec, Training, Trial
 from edgejoule.results import Outcome, measurements, outcome_of
 from edgejoule.store import NAME, Store
-from edgejoule.study_file import CompilePlan, MeasurePlan, ScreenPlan, Study, load_study
+from edgejoule.study_file import CompilePlan, MeasurePlan, OptimizePlan, ScreenPlan, Study, load_study
 
 __all__ = ["Outcome", "Study", "load_study", "run_study"]
 REPORT = "report.html"
@@ -28,7 +28,8 @@ def run_study(study: Study, out: Path, bench: Bench | None = None, command: str 
     bench = bench or Bench(seed=study.study.seed)
     check_writable(out)
     for plan in study.measure:
-        stages.check(plan, study.compile.backends, study.optimize.recipes)
+        stages.check(plan, study.compile.backends)
+    optimizing.check(study.optimize.recipes, optimize_plan(study))
     calibration.check(compile_plan(study).calibration)
     if study.train is not None:
         training.check(study.train)
@@ -87,7 +88,7 @@ def evaluate(study: Study, artifacts: tuple[Artifact, ...], store: Store, run: i
         return
     from edgejoule.evaluating import evaluate_artifact, is_whole, reference_of
 
-    data, origin = registry.canonical(study.train.data), training.open_data(study.train.data).origin()
+    data, origin = registry.canonical(study.train.data), teaching.open_data(study.train.data).origin()
     known = {
         one.artifact_sha256 for one in store.evaluations() if (one.split, one.data, one.origin) == ("test", data, origin) and is_whole(one)
     }
@@ -116,7 +117,8 @@ def compile_all(
     done, total = 0, len(variants) * len(study.compile.backends)
     for spec, weights, recipe in variants:
         bench.notify(Event("compile", f"{spec.name} | {recipe}" if recipe else spec.name, done, total))
-        for result in compiling.compile_model(spec, study.compile.backends, plan, weights, bench, recipe, compile_plan(study)):
+        how = (compile_plan(study), optimize_plan(study))
+        for result in compiling.compile_model(spec, study.compile.backends, plan, weights, bench, recipe, *how):
             done += 1
             if isinstance(result, Failure):
                 store.add_failure(run, result)
@@ -137,6 +139,14 @@ def compile_plan(study: Study) -> CompilePlan:
     if study.compile.calibration != "auto" or study.train is None:
         return study.compile
     return replace(study.compile, calibration=study.train.data)
+
+
+def optimize_plan(study: Study) -> OptimizePlan:
+    """The study's optimising plan, with the data and first recipe of its ``[train]`` for passes that learn, where it names no others."""
+    plan, train = study.optimize, study.train
+    if train is None:
+        return plan
+    return replace(plan, data=plan.data or train.data, train=plan.train or train.recipes[0])
 
 
 def measure(artifacts: tuple[Artifact, ...], plan: MeasurePlan, store: Store, run: int, bench: Bench) -> None:

@@ -86,9 +86,14 @@ class TrainPlan:
 
 @dataclass(frozen=True, slots=True)
 class OptimizePlan:
-    """``[optimize]``: the recipes that every kept model goes through, each on its own; the empty one leaves the network as it is."""
+    """``[optimize]``: the recipes that every kept model goes through, each on its own; the empty one leaves the network as it is.
+
+    ``data`` and ``train`` are for passes that learn: labelled data and a training recipe; empty, they are the study's own of ``[train]``.
+    """
 
     recipes: tuple[str, ...] = ("",)
+    data: str = ""
+    train: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,6 +279,9 @@ def _check_values(study: Study, where: _Where) -> None:
         raise where.error("optimize", "recipes", 0, 'name at least one recipe; "" leaves the network as it is')
     for text in study.optimize.recipes:
         _recipe(text, partial(where.error, "optimize", "recipes", 0))
+    for key in ("data", "train"):
+        if spelling := getattr(study.optimize, key):
+            _spelling(spelling, partial(where.error, "optimize", key, 0))
     check_compile(study.compile, partial(_no_nth, where, "compile"))
     if not re.fullmatch(r"(?!\.+$)[\w.-]+", study.study.name):
         raise where.error("study", "name", 0, "expected letters, digits, '-', '_' and '.': it names a folder")

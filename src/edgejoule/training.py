@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from edgejoule import registry
 from edgejoule.bench import Bench, Event, writable
-from edgejoule.catalog import find_model
 from edgejoule.errors import DataError, ModelError, SpecError, TrainingError
-from edgejoule.plain import digest, encode
+from edgejoule.plain import digest
 from edgejoule.records import Accuracy, Epoch, Failure, ModelSpec, Training
 from edgejoule.study_file import TrainPlan
+from edgejoule.teaching import find_recipe, named_distiller, open_data, teacher_id
 from edgejoule.trained import is_there, write_weights
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class Run:
 
 def check(plan: TrainPlan, head: str = "") -> None:
     """Raises before any work for what would stop a run later: data, recipe or teacher that is not there or does not fit."""
-    data, recipes = open_data(plan.data), [_recipe(text) for text in plan.recipes]
+    data, recipes = open_data(plan.data), [find_recipe(text) for text in plan.recipes]
     for recipe in recipes:
         if recipe.kind != data.kind:
             raise SpecError(f"the recipe {recipe.name} is for {recipe.kind}, and {plan.data} is a {data.kind} set: name one that fits")
@@ -72,7 +72,7 @@ def check(plan: TrainPlan, head: str = "") -> None:
     if head and data.kind == "classification":
         raise SpecError(f"--head {head} is for detection and segmentation, and {plan.data} is a classification set: leave it out")
     if plan.distill:
-        _teacher_id(plan.distill)
+        teacher_id(plan.distill)
         if data.kind != "classification":
             raise SpecError(f"distillation is for classification, and {plan.data} is a {data.kind} set: leave it out")
     for name in ("train", "validation", "test") if data.kind == "classification" else ():
@@ -82,16 +82,8 @@ def check(plan: TrainPlan, head: str = "") -> None:
 
 def about(recipe: str) -> str:
     """What a recipe is for, what it should give and what it costs, on a few lines."""
-    found = _recipe(recipe)
+    found = find_recipe(recipe)
     return f"{recipe}: {found.about}\n  expected: {found.expect}\n  cost: {found.cost}\n  source: {found.source}"
-
-
-def open_data(text: str) -> LabelledData:
-    """The labelled set that a spelling names. Raises SpecError for the spelling, DataError where it cannot be read here."""
-    found: LabelledData = registry.create("data", text)
-    if missing := found.probe():
-        raise DataError(f"{registry.canonical(text)} cannot be used here: {missing}")
-    return found
 
 
 def runs_of(specs: Sequence[ModelSpec], plan: TrainPlan, seed: int, head: str = "") -> tuple[Run, ...]:
@@ -211,7 +203,7 @@ def _start(run: Run, data: LabelledData) -> _Start:
     from edgejoule import zoo
     from edgejoule.train import distil, recipes
 
-    recipe = _recipe(run.recipe)
+    recipe = find_recipe(run.recipe)
     spec = trained_spec(run.spec, data, recipe)
     if run.head:
         module, initial, initial_id = zoo.dense_for_training(spec, run.head, run.seed, run.weights, recipe.drop_path)
@@ -219,19 +211,13 @@ def _start(run: Run, data: LabelledData) -> _Start:
         module, initial, initial_id = zoo.for_training(spec, run.seed, run.weights, recipe.drop_path)
     texts = (recipes.canonical(run.recipe), distil.canonical(run.distill))
     origin = data.origin()
-    teacher_id = _teacher_id(run.distill)
+    taught_by = teacher_id(run.distill)
     network = (spec.builder, spec.num_classes, spec.dataset, spec.preprocessing, initial_id, run.head)
-    how = (texts[0], distil.canonical(run.distill, weights=False), teacher_id, run.mixed_precision)
+    how = (texts[0], distil.canonical(run.distill, weights=False), taught_by, run.mixed_precision)
     key = digest([VERSION, *network, origin, *how, run.seed])
     name = re.sub(r"[^\w.-]+", "_", f"{spec.name}_{run.head}" if run.head else spec.name)
     file = Path("weights") / f"{name}-seed{run.seed}-{key[:12]}.safetensors"
-    return _Start(key, spec, recipe, *texts, teacher_id, origin, module, initial, initial_id, file)
-
-
-def _recipe(text: str) -> Recipe:
-    from edgejoule.train import recipes
-
-    return recipes.find(text)
+    return _Start(key, spec, recipe, *texts, taught_by, origin, module, initial, initial_id, file)
 
 
 def _settings(run: Run, start: _Start, out: Path, hardware: Hardware) -> Any:
@@ -277,65 +263,12 @@ def _task(run: Run, data: LabelledData, start: _Start, out: Path, workers: int) 
         return Segmentation(*splits, start.recipe, run.seed, workers=workers)
     from edgejoule.train.classification import Classification
 
-    distiller = _distiller(run, start, out) if run.distill else None
+    teacher = (run.distill, start.spec, run.seed, start.recipe, start.origin, out / "teacher")
+    distiller = named_distiller(*teacher) if run.distill else None
     classes, preprocessing = start.spec.num_classes, start.spec.preprocessing
     return Classification(
         *splits, classes, preprocessing, start.recipe, run.seed, distiller, workers=workers, max_bad_images=run.max_bad_images
     )
-
-
-def _distiller(run: Run, start: _Start, out: Path) -> Any:
-    """Learning from a teacher of any family and input size, which must know the student's classes."""
-    from edgejoule import zoo
-    from edgejoule.train import distil
-
-    plan = distil.parse(run.distill)
-    found, classes = find_model(plan.shared.teacher), start.spec.num_classes
-    known = found.num_classes if plan.shared.weights in ("auto", "pretrained") else classes
-    spec = replace(found, num_classes=known, dataset=start.spec.dataset, published=None)
-    teacher, kind, identity = zoo.for_training(spec, 0, plan.shared.weights)
-    if kind != "random" and not _same_weights(teacher, zoo.for_training(spec, 1, plan.shared.weights)[0]):
-        raise TrainingError(
-            f"the weights of the teacher {plan.shared.teacher} do not fill all of it (is its head for other classes?), "
-            "and what is random teaches nothing: fine-tune it on this data first"
-        )
-    return distil.open_distiller(
-        plan,
-        teacher,
-        teacher_preprocessing=spec.preprocessing,
-        teacher_weights=kind,  # type: ignore[arg-type]  # one of three words
-        student_preprocessing=start.spec.preprocessing,
-        num_classes=classes,
-        seed=run.seed,
-        cache_folder=out / "teacher",
-        identity={
-            "teacher": identity,
-            "builder": spec.builder,
-            "origin": start.origin,
-            "preprocessing": encode(start.spec.preprocessing),
-            "augmentation": distil.augmentation_of(start.recipe),
-            "seed": run.seed,
-        },
-    )
-
-
-def _same_weights(one: Any, other: Any) -> bool:
-    """Two networks made with two seeds are equal exactly where every tensor came from the file."""
-    import torch
-
-    pairs = zip(one.state_dict().values(), other.state_dict().values(), strict=True)
-    return all(torch.equal(mine, its) for mine, its in pairs)
-
-
-def _teacher_id(text: str) -> str:
-    """What determines a teacher's weights. Raises UnknownNameError and ModelError for a teacher or a file that is not there."""
-    from edgejoule import zoo
-    from edgejoule.train import distil
-
-    if not text:
-        return ""
-    shared = distil.parse(text).shared
-    return zoo.identify(find_model(shared.teacher), 0, shared.weights).weights_id
 
 
 def _validation(epochs: Sequence[Epoch], task: Any, data: LabelledData) -> Accuracy | None:

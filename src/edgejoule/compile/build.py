@@ -57,8 +57,10 @@ def build_key(variant: Variant, backend_text: str, batch: int, toolchain: Mappin
     """
     spec = variant.spec
     calibrated = {} if material is None else {"calibration": [material.identity, material.max_drop_pct]}
+    optimized = {"optimized": variant.optimized} if variant.optimized else {}
     return digest(
         calibrated
+        | optimized
         | {
             "version": BUILD_VERSION,
             "builder": registry.canonical(spec.builder),

@@ -5,4 +5,6 @@ Host only. A pass takes a module and its spec and returns new ones; it never cha
 
 LEAVES = {
     "fuse": "edgejoule.optimize.fuse:Fuse",
+    "distill": "edgejoule.optimize.distill:Distill",
+    "finetune": "edgejoule.optimize.finetune:Finetune",
 }

@@ -15,7 +15,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +50,8 @@ class Fused:
 @dataclass(frozen=True)
 class Fuse:
     """``fuse``: the same outputs, fewer operations. Needs nothing but the network."""
+
+    exact: ClassVar[bool] = True  # its network answers as its model does
 
     @property
     def needs(self) -> frozenset[Any]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from edgejoule.catalog import saved_network
 from edgejoule.errors import SpecError
 from edgejoule.progress import Progress
 from edgejoule.verbs.options import Cache, Calibration, Json, MaxDrop, Threads, bench_of, command_line, compiling_of, print_json, print_text
@@ -42,7 +43,7 @@ def evaluate(
     if out is not None:
         check_writable(out)
     compiling = compiling_of(calibration, max_drop_pct)
-    if (calibration, max_drop_pct) != ("auto", 1.0) and Path(target).is_dir():
+    if (calibration, max_drop_pct) != ("auto", 1.0) and Path(target).is_dir() and saved_network(target) is None:
         raise SpecError(
             f"{target} is compiled already, within the budget that its manifest says: leave --calibration and --max-drop-pct out"
         )

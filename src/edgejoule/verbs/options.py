@@ -19,6 +19,8 @@ Cache = Annotated[Path | None, typer.Option(help="Where compiled files are kept.
 Model = Annotated[str, typer.Argument(help='A catalog name, timm(name="..."), or your own module:function.')]
 BACKENDS = typer.Option("--backend", help='Such as onnxruntime (the default) or openvino(precision="int8"). May be repeated.')
 Recipe = Annotated[str, typer.Option(help='Passes that change the network first, as in "fuse". Default: none.')]
+Data = Annotated[str, typer.Option(help='Labelled data for passes that learn: digits, imagefolder(path="..."), … Default: none.')]
+Train = Annotated[str, typer.Option(help='The training recipe of passes that learn, as in "digits(lr=0.001)". Default: digits.')]
 Weights = Annotated[str, typer.Option(help="auto (pretrained where they can be had, else random), random, or a checkpoint file.")]
 Threads = Annotated[int, typer.Option(help="Threads of the runtime; 0 means all cores.", min=0)]
 Images = Annotated[str, typer.Option(help='photos(n=32), or folder(path="...").')]
@@ -54,6 +56,16 @@ def compiling_of(calibration: str, max_drop_pct: float) -> Any:
     plan = CompilePlan(calibration=calibration, max_drop_pct=max_drop_pct)
     check_compile(plan, lambda key, message: StudyError(f"--{key.replace('_', '-')}: {message}"))
     check(calibration)
+    return plan
+
+
+def optimizing_of(recipes: list[str], data: str, train: str) -> Any:
+    """An optimising plan from options, checked with its recipes before any work."""
+    from edgejoule.optimizing import check
+    from edgejoule.study_file import OptimizePlan
+
+    plan = OptimizePlan(tuple(recipes), data, train)
+    check(recipes, plan)
     return plan
 
 

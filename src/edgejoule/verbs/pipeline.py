@@ -13,6 +13,7 @@ from edgejoule.verbs.options import (
     BACKENDS,
     Cache,
     Calibration,
+    Data,
     Images,
     Json,
     MaxDrop,
@@ -20,11 +21,13 @@ from edgejoule.verbs.options import (
     Model,
     Recipe,
     Threads,
+    Train,
     Weights,
     bench_of,
     check_finite,
     command_line,
     compiling_of,
+    optimizing_of,
     plan_of,
     print_json,
     print_text,
@@ -108,6 +111,8 @@ def compile_(
     model: Model,
     backends: Annotated[list[str] | None, BACKENDS] = None,
     recipe: Recipe = "",
+    data: Data = "",
+    train: Train = "",
     batch: Annotated[int, typer.Option(help="Images per inference.", min=1)] = 1,
     weights: Weights = "auto",
     threads: Threads = 0,
@@ -126,7 +131,8 @@ def compile_(
 
     plan = plan_of(scenario="offline" if batch > 1 else "single_stream", batch=batch, threads=threads, images=images)
     backend = list(backends or () if tune else backends or ("onnxruntime",))
-    stages.check(plan, backend, [recipe])
+    stages.check(plan, backend)
+    optimizing = optimizing_of([recipe], data, train)
     compiling = compiling_of(calibration, max_drop_pct)
     if out is not None and len(backend) > 1 and not tune:
         raise SpecError(f"--out holds one artifact, and {len(backend)} backends were named: compile them one by one")
@@ -136,7 +142,7 @@ def compile_(
         tune_model(model, backend, recipe, plan, compiling, weights, out, cache, as_json)
         return
     with Progress("what was compiled is kept") as progress:
-        artifacts = compile_all(model, backend, plan, weights, bench_of(cache, progress), recipe, compiling)
+        artifacts = compile_all(model, backend, plan, weights, bench_of(cache, progress), recipe, (compiling, optimizing))
     if out is not None:
         artifacts = (stages.copy_artifact(artifacts[0], out),)
     if as_json:
@@ -180,6 +186,8 @@ def measure(
     target: Annotated[str, typer.Argument(metavar="MODEL_OR_ARTIFACT", help="A model, or a folder that edgejoule compile made.")],
     backend: Annotated[str | None, typer.Option(help="The backend to compile a model for. Default: onnxruntime.")] = None,
     recipe: Recipe = "",
+    data: Data = "",
+    train: Train = "",
     meter: Meter = "auto",
     profile: Annotated[str, typer.Option(help="quick, standard, publish, paper, edgevit, or standard(window_s=5).")] = "standard",
     scenario: Annotated[
@@ -198,6 +206,7 @@ def measure(
 ) -> None:
     """Measure time, power, energy and memory of one model or artifact on this machine."""
     from edgejoule import stages
+    from edgejoule.catalog import saved_network
     from edgejoule.plain import encode
     from edgejoule.report import text
     from edgejoule.study import check_writable, measure_one
@@ -206,19 +215,20 @@ def measure(
         profile = sustained_profile(sustain)
     plan = plan_of(profile=profile, scenario=scenario, batch=batch, meter=meter, threads=threads, images=images)
     wanted = backend or "onnxruntime"
-    stages.check(plan, [wanted], [recipe])
+    stages.check(plan, [wanted])
+    optimizing = optimizing_of([recipe], data, train)
     compiling = compiling_of(calibration, max_drop_pct)
-    if recipe and Path(target).is_dir():
+    folder = Path(target) if Path(target).is_dir() and saved_network(target) is None else None
+    if recipe and folder is not None:
         raise SpecError(f"{target} is compiled already, and a recipe changes the network before that: leave --recipe out")
     if out is not None or sustain:
         check_writable(out or Path("runs"))
     with Progress("every finished trial is stored" if out else "without --out no trial is kept") as progress:
         bench = bench_of(cache, progress)
-        folder = Path(target)
         artifact = (
             stages.open_artifact(folder, plan, backend)
-            if folder.is_dir()
-            else compile_all(target, [wanted], plan, weights, bench, recipe, compiling)[0]
+            if folder is not None
+            else compile_all(target, [wanted], plan, weights, bench, recipe, (compiling, optimizing))[0]
         )
         found, trials = measure_one(artifact, plan, out, bench, command_line())
     if not as_json:
@@ -261,7 +271,7 @@ def sustained_profile(duration: str) -> str:
 
 
 def compile_all(
-    model: str, backends: list[str], plan: Any, weights: str, bench: Any, recipe: str = "", compiling: Any = None
+    model: str, backends: list[str], plan: Any, weights: str, bench: Any, recipe: str = "", plans: tuple[Any, ...] = ()
 ) -> tuple[Any, ...]:
     """Artifacts of one model; the first that fails is the error."""
     from edgejoule.bench import Event
@@ -272,7 +282,7 @@ def compile_all(
 
     artifacts = []
     bench.notify(Event("compile", f"{model} for {', '.join(backends)}", 0, len(backends)))
-    for result in compile_model(spec_of_weights(model, weights), backends, plan, weights, bench, recipe, compiling):
+    for result in compile_model(spec_of_weights(model, weights), backends, plan, weights, bench, recipe, *plans):
         if not isinstance(result, Artifact):
             raise BackendError(f"{result.variant} @ {result.backend}: {result.reason}")
         artifacts.append(result)

@@ -8,24 +8,32 @@ A new architecture is a file that registers its names with timm, and a name in t
 from edgejoule.zoo import digits, edgevit_ablations, edgevit_variants, pvt_v1, t2t_vit, tnt, twins, uniformer
 from edgejoule.zoo.edgevit_released import load_released_weights
 from edgejoule.zoo.networks import build, build_meta, dense_for_training, for_training, identify, seeded, spec_of_custom, spec_of_timm
+from edgejoule.zoo.optimized import OPTIMIZED_FILES, contents, is_optimized, load, read_note, spec_after
 
 ARCHITECTURES = (edgevit_variants, edgevit_ablations, t2t_vit, uniformer, pvt_v1, tnt, twins, digits)
 LEAVES = {
     "timm": "edgejoule.zoo.timm:TimmModel",
     "backbone": "edgejoule.zoo.backbone:Backbone",
     "custom": "edgejoule.zoo.custom:CustomModel",
+    "optimized": "edgejoule.zoo.optimized:OptimizedModel",
 }
 
 __all__ = [
     "ARCHITECTURES",
     "LEAVES",
+    "OPTIMIZED_FILES",
     "build",
     "build_meta",
+    "contents",
     "dense_for_training",
     "for_training",
     "identify",
+    "is_optimized",
+    "load",
     "load_released_weights",
+    "read_note",
     "seeded",
+    "spec_after",
     "spec_of_custom",
     "spec_of_timm",
 ]

@@ -20,6 +20,7 @@ from edgejoule.zoo import live
 from edgejoule.zoo import weights as _weights
 from edgejoule.zoo.backbone import Backbone
 from edgejoule.zoo.custom import CustomModel
+from edgejoule.zoo.optimized import OptimizedModel
 from edgejoule.zoo.timm import TimmModel
 
 STATE = "state:"  # marks the identity of weights that came with a user's own code
@@ -46,6 +47,8 @@ def identify(spec: ModelSpec, seed: int = 0, weights: str = "auto") -> Variant:
         return Variant(spec, "random", live.identity(seed), seed=seed)
     if weights not in ("auto", "pretrained"):
         return Variant(spec, "file", _weights.remember(weights), seed=seed)
+    if isinstance(leaf, OptimizedModel):
+        return Variant(spec, "file", leaf.identity(), seed=seed)
     if not isinstance(leaf, (TimmModel, Backbone)):
         with seeded(seed):
             module = _made(leaf, spec)
@@ -73,6 +76,10 @@ def build(variant: Variant) -> torch.nn.Module:
             images = torch.from_numpy(data.normalise(crops, spec.preprocessing))  # (N, C, H, W)
             module = module.float().cpu()
             live.enliven(module, images, _own_seed(variant))
+        elif isinstance(leaf, OptimizedModel):
+            if leaf.identity() != variant.weights_id:
+                raise ModelError(f"{leaf.path} holds another network than before: compile it again")
+            module = leaf.build()
         elif variant.weights_id.startswith(STATE):
             module = _made(leaf, spec)
             if STATE + _weights.state_sha256(module) != variant.weights_id:
