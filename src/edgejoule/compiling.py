@@ -19,7 +19,7 @@ from edgejoule import data, registry
 from edgejoule.bench import Bench, Event, cores, writable
 from edgejoule.errors import OF_ONE_MODEL, AgentError, OutputError, TrainingError
 from edgejoule.optimizing import network, optimize
-from edgejoule.records import Artifact, Failure, Job, ModelSpec, Outputs, Workload
+from edgejoule.records import Artifact, Failure, Job, ModelSpec, Outputs, Variant, Workload
 from edgejoule.study_file import CompilePlan, MeasurePlan, OptimizePlan
 
 
@@ -61,16 +61,23 @@ def compile_model(
     ``compiling`` says what quantisation is calibrated on and what it may cost, ``optimizing`` what passes learn on. Raises DataError for
     calibration images that cannot be had.
     """
-    from edgejoule.calibration import material
-    from edgejoule.compile.build import build
-    from edgejoule.compile.export import TorchExport
-
     try:
         variant = optimize(spec, weights, recipe, optimizing or OptimizePlan(), bench)
     except (*OF_ONE_MODEL, TrainingError) as error:
         name, stage = (f"{spec.name} | {registry.canonical(recipe)}", "optimize") if recipe else (spec.name, "build")
         yield from (Failure(name, backend, stage, str(error)) for backend in backends)
         return
+    yield from compile_variant(variant, backends, plan, bench, compiling)
+
+
+def compile_variant(
+    variant: Variant, backends: Sequence[str], plan: MeasurePlan, bench: Bench, compiling: CompilePlan | None = None
+) -> Iterator[Artifact | Failure]:
+    """A variant that ``optimize`` gave, for each backend: an artifact, or the reason why there is none. Raises as ``compile_model``."""
+    from edgejoule.calibration import material
+    from edgejoule.compile.build import build
+    from edgejoule.compile.export import TorchExport
+
     spec = variant.spec
     crops, _ = data.write_crops(plan.images, spec.preprocessing, writable(bench.cache / "images"))
     shape = (plan.batch, *spec.preprocessing.input_size)

@@ -63,12 +63,7 @@ def optimize(spec: ModelSpec, weights: str, recipe: str, plan: OptimizePlan, ben
     if is_exact(recipe):
         return replace(base, recipe=recipe)
     check_recipe(recipe, provided(plan))
-    key = _key(base, recipe, plan)
-    folder = place(bench.cache, key)
-    if not _is_whole(folder):
-        _make(base, recipe, plan, key, bench)
-    note = zoo.read_note(folder)
-    return replace(base, spec=zoo.spec_after(note, str(folder)), recipe=recipe, optimized=key)
+    return _made(base, recipe, plan, bench)
 
 
 def network(variant: Variant, bench: Bench) -> Any:
@@ -80,7 +75,7 @@ def network(variant: Variant, bench: Bench) -> Any:
         folder = place(bench.cache, variant.optimized)
         if not zoo.is_optimized(folder):
             raise ModelError(f"the network of {variant.label} is no longer in the cache: optimise or compile it again")
-        return zoo.load(folder)
+        return zoo.load(folder, allow_code=True)  # of code that was taken from the command line before
     module = zoo.build(variant)
     if not variant.recipe:
         return module
@@ -174,7 +169,8 @@ class Fitting:
                 "train it on this data first (edgejoule train), and give its weights"
             )
         recipe = shortened(teaching.find_recipe(self.plan.train or TRAIN, labelled.kind), epochs, lr)
-        distiller = teaching.distiller(distill, spec, self.seed, teacher or self.start, self.random) if distill else None
+        taught = teaching.with_weights(distill, self.plan.trained)
+        distiller = teaching.distiller(taught, spec, self.seed, teacher or self.start, self.random) if distill else None
         splits = (labelled.split("train"), labelled.split("validation"))
         task = Classification(*splits, spec.num_classes, spec.preprocessing, recipe, self.seed, distiller)
         self.calls.append(f"{epochs:g} epochs of {recipe.name}{', ' + distill if distill else ''}")
@@ -196,8 +192,22 @@ def shortened(recipe: Any, epochs: float, lr: float) -> Any:
 # ---------------------------------------------------------------- making
 
 
+def _made(base: Variant, recipe: str, plan: OptimizePlan, bench: Bench) -> Variant:
+    """The variant of a recipe, its network made where the cache has none."""
+    from edgejoule import zoo
+
+    key = _key(base, recipe, plan)
+    folder = place(bench.cache, key)
+    if not _is_whole(folder):
+        _make(base, recipe, plan, key, bench)
+    return replace(base, spec=zoo.spec_after(zoo.read_note(folder), str(folder)), recipe=recipe, optimized=key)
+
+
 def _make(base: Variant, recipe: str, plan: OptimizePlan, key: str, bench: Bench) -> None:
-    """Applies the recipe and puts the network into the cache; one process at a time."""
+    """Applies the last pass to what those before it made, and puts the network into the cache; one process at a time.
+
+    Recipes that begin alike share what they begin with, and a run that was killed goes on at its last pass.
+    """
     from edgejoule import zoo
     from edgejoule.compile.cache import sole_builder
     from edgejoule.optimize.recipe import apply
@@ -206,10 +216,12 @@ def _make(base: Variant, recipe: str, plan: OptimizePlan, key: str, bench: Bench
     with sole_builder(bench.cache, key):
         if _is_whole(folder):
             return
+        *first, last = map(str, registry.parse_recipe(recipe))
+        before = _made(base, " | ".join(first), plan, bench) if first else base
         bench.notify(Event("optimize", f"{base.spec.name} | {recipe}"))
         workdir = writable(folder.with_name(f".{key}.work"))
-        module = zoo.build(base)
-        start = (module, base.spec)
+        start = (zoo.build(base), base.spec)
+        module = network(before, bench) if first else start[0]
         fit = Fitting(plan, start, base.weights == "random", base.seed, key, workdir, bench, []) if plan.data else None
         context = PassContext(
             fit=fit,
@@ -219,7 +231,7 @@ def _make(base: Variant, recipe: str, plan: OptimizePlan, key: str, bench: Bench
             workdir=workdir,
             notify=lambda line: bench.notify(Event("optimize", line)),
         )
-        changed, spec = apply(recipe, module, base.spec, context)
+        changed, spec = apply(last, module, before.spec, context)
         spec = replace(spec, published=None)
         files = zoo.contents(changed, spec, recipe, _facts(base, plan))
         _write(folder, files)
@@ -235,7 +247,7 @@ def _compare(folder: Path, changed: Any, spec: ModelSpec) -> None:
 
     images = torch.from_numpy(data.normalise(data.crops(CHECKED, spec.preprocessing), spec.preprocessing))  # (N, C, H, W)
     with torch.no_grad():
-        expected, found = changed(images), zoo.load(folder)(images)
+        expected, found = changed(images), zoo.load(folder, allow_code=True)(images)
     apart = float((found - expected).norm() / expected.norm().clamp_min(1e-30))
     if not apart <= LIKE:
         shutil.rmtree(folder, ignore_errors=True)
@@ -265,7 +277,7 @@ def _key(base: Variant, recipe: str, plan: OptimizePlan) -> str:
     if "training" in needs:
         made_of += [teaching.canonical_recipe(plan.train or TRAIN)]
         texts = [getattr(one, name, "") for _, one in passes(recipe) for name in ("spelling", "distill")]
-        made_of += [teaching.teacher_id(text) for text in texts if isinstance(text, str) and text]
+        made_of += [teaching.teacher_id(teaching.with_weights(text, plan.trained)) for text in texts if isinstance(text, str) and text]
     versions = {name: importlib.metadata.version(name) for name in ("torch", "timm")}
     return digest([*made_of, versions])
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from edgejoule import __version__, calibration, compiling, optimizing, registry, stages, teaching, trained, training
 from edgejoule.bench import Bench, Event
+from edgejoule.catalog import find_model
 from edgejoule.errors import OF_ONE_MODEL, BackendError, DataError, OutputError, StudyError
 from edgejoule.records import Artifact, Failure, Measurement, ModelSpec, Training, Trial
 from edgejoule.results import Outcome, measurements, outcome_of
@@ -113,11 +114,12 @@ def compile_all(
 ) -> tuple[Artifact, ...]:
     """Every kept model through every recipe on every backend; what fails is stored with its reason and left out."""
     artifacts: list[Artifact] = []
-    variants = [(spec, weights, recipe) for spec, weights in networks for recipe in dict.fromkeys(study.optimize.recipes)]
+    variants = [(spec, weights, recipe) for spec, weights in networks for recipe in recipes_for(spec, study)]
+    plan_of_passes = replace(optimize_plan(study), trained=tuple((s.builder, weights) for s, weights in networks if study.train))
     done, total = 0, len(variants) * len(study.compile.backends)
     for spec, weights, recipe in variants:
         bench.notify(Event("compile", f"{spec.name} | {recipe}" if recipe else spec.name, done, total))
-        how = (compile_plan(study), optimize_plan(study))
+        how = (compile_plan(study), plan_of_passes)
         for result in compiling.compile_model(spec, study.compile.backends, plan, weights, bench, recipe, *how):
             done += 1
             if isinstance(result, Failure):
@@ -139,6 +141,12 @@ def compile_plan(study: Study) -> CompilePlan:
     if study.compile.calibration != "auto" or study.train is None:
         return study.compile
     return replace(study.compile, calibration=study.train.data)
+
+
+def recipes_for(spec: ModelSpec, study: Study) -> tuple[str, ...]:
+    """The recipes that a model goes through, each once; the empty one alone for a model that they are not for."""
+    chosen = {find_model(name).builder for name in study.optimize.models}
+    return tuple(dict.fromkeys(study.optimize.recipes)) if not chosen or spec.builder in chosen else ("",)
 
 
 def optimize_plan(study: Study) -> OptimizePlan:

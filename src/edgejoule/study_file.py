@@ -88,12 +88,16 @@ class TrainPlan:
 class OptimizePlan:
     """``[optimize]``: the recipes that every kept model goes through, each on its own; the empty one leaves the network as it is.
 
-    ``data`` and ``train`` are for passes that learn: labelled data and a training recipe; empty, they are the study's own of ``[train]``.
+    ``models`` names those that the recipes are for; the others stay as they are. ``data`` and ``train`` are for passes that learn: labelled
+    data and a training recipe; empty, they are the study's own of ``[train]``. ``trained`` is no key of the file: a study's own networks
+    (model, weights file), which may teach.
     """
 
     recipes: tuple[str, ...] = ("",)
+    models: tuple[str, ...] = ()
     data: str = ""
     train: str = ""
+    trained: tuple[tuple[str, str], ...] = field(default=(), metadata={"given": False})
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,7 +242,7 @@ def _table(cls: type[T], raw: Any, table: str, where: _Where, nth: int = 0) -> T
     if not isinstance(raw, dict):
         raise where.error("", table, nth, f"expected a table [{table}]")
     hints = typing.get_type_hints(cls)
-    known = {f.name: f for f in fields(cls)}  # type: ignore[arg-type]
+    known = {f.name: f for f in fields(cls) if f.metadata.get("given", True)}  # type: ignore[arg-type]
     values: dict[str, Any] = {}
     for key, value in raw.items():
         if key not in known:
@@ -279,6 +283,11 @@ def _check_values(study: Study, where: _Where) -> None:
         raise where.error("optimize", "recipes", 0, 'name at least one recipe; "" leaves the network as it is')
     for text in study.optimize.recipes:
         _recipe(text, partial(where.error, "optimize", "recipes", 0))
+    for nth, model in enumerate(study.optimize.models):
+        if model not in screen.models and not screen.pool:
+            raise where.error(
+                "optimize", "models", 0, f"{model!r} is none of the study's models (number {nth + 1}): name them as [screen] does"
+            )
     for key in ("data", "train"):
         if spelling := getattr(study.optimize, key):
             _spelling(spelling, partial(where.error, "optimize", key, 0))

@@ -5,6 +5,7 @@ Knows no loop, no store and no pass.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,6 +60,19 @@ def teacher_id(text: str) -> str:
         return ""
     shared = distil.parse(text).shared
     return zoo.identify(find_model(shared.teacher), 0, shared.weights).weights_id
+
+
+def with_weights(text: str, trained: Sequence[tuple[str, str]]) -> str:
+    """A distillation's spelling with the weights of its teacher, where ``trained`` (model, file) has them and nothing else is asked."""
+    calls = []
+    for call in registry.parse_recipe(text):
+        teacher = call.options.get("teacher")
+        if isinstance(teacher, str) and call.options.get("weights", "auto") == "auto":
+            builder = find_model(teacher).builder
+            file = next((file for model, file in trained if find_model(model).builder == builder), None)
+            call = registry.Call(call.name, {**call.options, "weights": file}) if file else call
+        calls.append(str(call))
+    return " | ".join(calls)
 
 
 def distiller(text: str, spec: ModelSpec, seed: int, start: tuple[Any, ModelSpec], random: bool) -> Any:

@@ -64,7 +64,7 @@ def optimizing_of(recipes: list[str], data: str, train: str) -> Any:
     from edgejoule.optimizing import check
     from edgejoule.study_file import OptimizePlan
 
-    plan = OptimizePlan(tuple(recipes), data, train)
+    plan = OptimizePlan(tuple(recipes), data=data, train=train)
     check(recipes, plan)
     return plan
 

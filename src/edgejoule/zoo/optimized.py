@@ -86,13 +86,16 @@ def contents(module: torch.nn.Module, spec: ModelSpec, recipe: str, facts: dict[
     return {WEIGHTS: weights, ARCHITECTURE: (json.dumps(note, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()}
 
 
-def load(folder: Path) -> torch.nn.Module:
-    """The network of a folder. Raises ModelError where it is damaged or was made by what is not here."""
+def load(folder: Path, allow_code: bool = False) -> torch.nn.Module:
+    """The network of a folder; ``allow_code`` for one of a user's own builder, in the process that was given it.
+
+    Raises ModelError where it is damaged or was made by what is not here.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load as read
 
     note = read_note(folder)
-    spec = _base_spec(note, str(folder))
+    spec = _base_spec(note, str(folder), allow_code)
     raw = _bytes(folder / WEIGHTS)
     if hashlib.sha256(raw).hexdigest() != note.get("weights_sha256"):
         raise ModelError(f"{folder / WEIGHTS} is not the file that {ARCHITECTURE} was written with: optimise again")
@@ -122,15 +125,15 @@ def read_note(folder: Path) -> dict[str, Any]:
 
 def spec_after(note: dict[str, Any], where: str) -> ModelSpec:
     """The network's row after its recipe, its builder the plain network's."""
-    return _base_spec(note, where)
+    return _base_spec(note, where, allow_code=True)
 
 
-def _base_spec(note: dict[str, Any], where: str) -> ModelSpec:
+def _base_spec(note: dict[str, Any], where: str, allow_code: bool = False) -> ModelSpec:
     try:
         spec = decode(ModelSpec, note["spec"])
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise ModelError(f"{where} does not say which network it is ({error}): optimise again") from error
-    if registry.parse(spec.builder).name == "custom":
+    if registry.parse(spec.builder).name == "custom" and not allow_code:
         raise ModelError(f"{where} is of code of your own ({spec.builder}), which a saved network cannot bring: build it in Python")
     return spec
 
