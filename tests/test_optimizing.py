@@ -74,9 +74,10 @@ def test_a_teacher_is_the_network_that_the_recipe_began_with(weights: str, tmp_p
 def test_a_trained_teacher_is_known_by_its_name(weights: str) -> None:
     text = "soft(alpha=0.5, teacher='timm(name=\"vit_digits\")')"
     known = [('timm(name="levit_digits")', "no.safetensors"), (MODEL, weights)]
-    assert repr(weights) in teaching.with_weights(text, known) and teaching.with_weights(text, known[:1]) == text
-    assert teaching.teacher_id(teaching.with_weights(text, known)) == zoo.identify(find_model(MODEL), 0, weights).weights_id
+    assert repr(weights) in teaching.with_teacher(text, "", known) and teaching.with_teacher(text, "", known[:1]) == text
+    assert teaching.teacher_id(teaching.with_teacher(text, "", known)) == zoo.identify(find_model(MODEL), 0, weights).weights_id
     assert teaching.teacher_id("soft(alpha=0.5)") == ""
+    assert teaching.with_teacher("soft(alpha=0.5)", MODEL, ()) == text
 
 
 def test_what_a_recipe_lacks_is_said_before_any_work(weights: str, tmp_path: Path) -> None:

@@ -280,6 +280,23 @@ def test_the_intervals_of_accuracies_are_drawn_where_there_are_some(chromium: An
 
 
 @pytest.mark.browser
+def test_an_arrow_leads_to_what_a_recipe_made_of_a_network(chromium: Any, tmp_path: Path) -> None:
+    measured = [replace(m, accuracy=Accuracy("digits", "test", 0.9, "measured", "us", 400, 0.88, 0.92)) for m in sample_measurements()]
+    plain = next(m for m in measured if (m.model, m.backend) == ("tiny_vit_11m", "onnxruntime"))
+    assert plain.energy_j is not None
+    thrifty = replace(plain.energy_j, value=0.4, low=0.39, high=0.41)
+    pruned = replace(plain, variant="tiny_vit_11m | prune_heads(ratio=0.5)", energy_j=thrifty)
+    rankings = rank_groups(entries_from_measurements([*measured, pruned]))
+    page, complaints, _ = opened(chromium, write_html(tmp_path / "report.html", report(rankings=rankings)))
+    plot = page.locator("#plot-0-energy .scatterlayer")
+    assert plot.locator(".js-line").count() == 2 and complaints == []  # the front and the arrow
+    assert page.locator("#plot-0-latency .scatterlayer .js-line").count() == 1  # no room: as fast as before
+    row = page.locator("table.sortable").first.locator("tr", has_text="prune_heads")
+    assert row.locator("td .open").inner_text() == "not shown" and "more images would decide" in row.inner_text()
+    page.close()
+
+
+@pytest.mark.browser
 def test_hostile_names_are_inert_in_a_browser(chromium: Any, tmp_path: Path) -> None:
     path = write_html(tmp_path / "report.html", hostile())
     page, complaints, requests = opened(chromium, path)

@@ -169,7 +169,7 @@ class Fitting:
                 "train it on this data first (edgejoule train), and give its weights"
             )
         recipe = shortened(teaching.find_recipe(self.plan.train or TRAIN, labelled.kind), epochs, lr)
-        taught = teaching.with_weights(distill, self.plan.trained)
+        taught = distill if teacher else teaching.with_teacher(distill, self.plan.teacher, self.plan.trained)
         distiller = teaching.distiller(taught, spec, self.seed, teacher or self.start, self.random) if distill else None
         splits = (labelled.split("train"), labelled.split("validation"))
         task = Classification(*splits, spec.num_classes, spec.preprocessing, recipe, self.seed, distiller)
@@ -277,7 +277,9 @@ def _key(base: Variant, recipe: str, plan: OptimizePlan) -> str:
     if "training" in needs:
         made_of += [teaching.canonical_recipe(plan.train or TRAIN)]
         texts = [getattr(one, name, "") for _, one in passes(recipe) for name in ("spelling", "distill")]
-        made_of += [teaching.teacher_id(teaching.with_weights(text, plan.trained)) for text in texts if isinstance(text, str) and text]
+        made_of += [
+            teaching.teacher_id(teaching.with_teacher(text, plan.teacher, plan.trained)) for text in texts if isinstance(text, str) and text
+        ]
     versions = {name: importlib.metadata.version(name) for name in ("torch", "timm")}
     return digest([*made_of, versions])
 

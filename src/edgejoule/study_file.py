@@ -88,15 +88,17 @@ class TrainPlan:
 class OptimizePlan:
     """``[optimize]``: the recipes that every kept model goes through, each on its own; the empty one leaves the network as it is.
 
-    ``models`` names those that the recipes are for; the others stay as they are. ``data`` and ``train`` are for passes that learn: labelled
-    data and a training recipe; empty, they are the study's own of ``[train]``. ``trained`` is no key of the file: a study's own networks
-    (model, weights file), which may teach.
+    ``models`` names those that the recipes are for; the others stay as they are. ``data`` and ``train`` are for passes that learn:
+    labelled data and a training recipe; empty, they are the study's own of ``[train]``. ``teacher`` is a model that ``distill`` learns from
+    where the recipe names none; empty, it is the network that the recipe began with. ``trained`` is no key of the file: a study's own
+    networks (model, weights file), which may teach.
     """
 
     recipes: tuple[str, ...] = ("",)
     models: tuple[str, ...] = ()
     data: str = ""
     train: str = ""
+    teacher: str = ""
     trained: tuple[tuple[str, str], ...] = field(default=(), metadata={"given": False})
 
 
@@ -288,7 +290,7 @@ def _check_values(study: Study, where: _Where) -> None:
             raise where.error(
                 "optimize", "models", 0, f"{model!r} is none of the study's models (number {nth + 1}): name them as [screen] does"
             )
-    for key in ("data", "train"):
+    for key in ("data", "train", "teacher"):
         if spelling := getattr(study.optimize, key):
             _spelling(spelling, partial(where.error, "optimize", key, 0))
     check_compile(study.compile, partial(_no_nth, where, "compile"))

@@ -62,13 +62,19 @@ def teacher_id(text: str) -> str:
     return zoo.identify(find_model(shared.teacher), 0, shared.weights).weights_id
 
 
-def with_weights(text: str, trained: Sequence[tuple[str, str]]) -> str:
-    """A distillation's spelling with the weights of its teacher, where ``trained`` (model, file) has them and nothing else is asked."""
+def with_teacher(text: str, teacher: str, trained: Sequence[tuple[str, str]]) -> str:
+    """A distillation's spelling with its teacher: ``teacher`` where it names none (and that is not empty).
+
+    The teacher's weights are those of ``trained`` (model, file), where it stands there and the spelling asks for no others.
+    """
     calls = []
+    if text and teacher and not _names_teacher(text):
+        first, *others = registry.parse_recipe(text)
+        text = " | ".join(map(str, (registry.Call(first.name, {**first.options, "teacher": teacher}), *others)))
     for call in registry.parse_recipe(text):
-        teacher = call.options.get("teacher")
-        if isinstance(teacher, str) and call.options.get("weights", "auto") == "auto":
-            builder = find_model(teacher).builder
+        named = call.options.get("teacher")
+        if trained and isinstance(named, str) and call.options.get("weights", "auto") == "auto":
+            builder = find_model(named).builder
             file = next((file for model, file in trained if find_model(model).builder == builder), None)
             call = registry.Call(call.name, {**call.options, "weights": file}) if file else call
         calls.append(str(call))
@@ -81,7 +87,7 @@ def distiller(text: str, spec: ModelSpec, seed: int, start: tuple[Any, ModelSpec
 
     if _names_teacher(text):
         return named_distiller(text, spec, seed)
-    plan = distil.parse(_with_teacher(text))
+    plan = distil.parse(with_teacher(text, BEGAN, ()))
     module, its = start
     if random:
         raise TrainingError(
@@ -138,11 +144,6 @@ def named_distiller(
 
 def _names_teacher(text: str) -> bool:
     return any("teacher" in call.options for call in registry.parse_recipe(text))
-
-
-def _with_teacher(text: str) -> str:
-    first, *others = registry.parse_recipe(text)
-    return " | ".join(map(str, (registry.Call(first.name, {**first.options, "teacher": BEGAN}), *others)))
 
 
 def _same_weights(one: Any, other: Any) -> bool:

@@ -5,6 +5,8 @@ Host only. A pass takes a module and its spec and returns new ones; it never cha
 
 LEAVES = {
     "fuse": "edgejoule.optimize.fuse:Fuse",
+    "resize": "edgejoule.optimize.resize:Resize",
+    "window_attention": "edgejoule.optimize.window_attention:WindowAttention",
     "distill": "edgejoule.optimize.distill:Distill",
     "finetune": "edgejoule.optimize.finetune:Finetune",
 }

@@ -23,12 +23,23 @@ STATISTICS = ("weight", "bias", "running_mean", "running_var")
 
 @dataclass(frozen=True, eq=False)
 class Cut:
-    """Along ``axis`` of a tensor, unit u owns the places ``index[u]``. The layer's path is seen from the group's module ("" is itself)."""
+    """Along ``axis`` of a tensor, unit u owns the places ``index[u]``. The layer's path is seen from the group's module ("" is itself).
+
+    Where each unit has layers to itself, ``owner`` is the one unit whose layer this is: ``index`` has one row, and ``remove`` leaves
+    the tensor to the group's ``settle``, which drops the whole layer.
+    """
 
     layer: str
     tensor: str
     axis: int
-    index: Tensor  # (U, n) int64
+    index: Tensor  # (U, n) int64; (1, n) with an owner
+    owner: int | None = None
+
+    def places(self, units: Sequence[int]) -> Tensor:
+        """(m,) all that some units own."""
+        if self.owner is None:
+            return self.index[list(units)].flatten()
+        return self.index[0] if self.owner in units else self.index[0, :0]
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,9 +71,10 @@ def layers_within(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield name, part
 
 
-def writes(root: nn.Module, path: str, index: Tensor) -> tuple[Cut, ...]:
+def writes(root: nn.Module, path: str, index: Tensor, owner: int | None = None) -> tuple[Cut, ...]:
     """The cuts of what gives the units: output channels of the one layer at ``path`` (or in the container there), and of its norms."""
-    return tuple(Cut(_join(path, name), tensor, 0, index) for name, part in layers_within(_at(root, path)) for tensor in _tensors(part))
+    layers = layers_within(_at(root, path))
+    return tuple(Cut(_join(path, name), tensor, 0, index, owner) for name, part in layers for tensor in _tensors(part))
 
 
 def reads(root: nn.Module, path: str, index: Tensor) -> tuple[Cut, ...]:
@@ -77,7 +89,8 @@ def silence(root: nn.Module, group: Group, dropped: Sequence[int]) -> None:
     """Sets the readers of some units to zero, in place: the network as if the units were out, at its old shapes."""
     with torch.no_grad():
         for cut in group.readers:
-            _at(_at(root, group.name), cut.layer).get_parameter(cut.tensor).index_fill_(cut.axis, cut.index[list(dropped)].flatten(), 0.0)
+            values = _at(_at(root, group.name), cut.layer).get_parameter(cut.tensor)
+            values.index_fill_(cut.axis, cut.places(dropped).to(values.device), 0.0)
 
 
 def remove(root: nn.Module, group: Group, dropped: Sequence[int]) -> None:
@@ -91,7 +104,8 @@ def remove(root: nn.Module, group: Group, dropped: Sequence[int]) -> None:
     block = _at(root, group.name)
     places: dict[tuple[str, str, int], list[Tensor]] = {}
     for cut in group.cuts:
-        places.setdefault((cut.layer, cut.tensor, cut.axis), []).append(cut.index[sorted(out)].flatten())
+        if cut.owner is None:
+            places.setdefault((cut.layer, cut.tensor, cut.axis), []).append(cut.places(sorted(out)))
     for (layer, tensor, axis), owned in places.items():
         part = _at(block, layer)
         _keep(part, tensor, axis, torch.cat(owned))
@@ -103,14 +117,14 @@ def remove(root: nn.Module, group: Group, dropped: Sequence[int]) -> None:
 
 
 def parameters_of(root: nn.Module, group: Group) -> int:
-    """How many parameters one unit of a group owns."""
+    """How many parameters one unit of a group owns; the mean, rounded down, where units differ (kernels of a cascade's heads)."""
     block = _at(root, group.name)
     total = 0
     for cut in group.cuts:
         values = getattr(_at(block, cut.layer), cut.tensor)
         if isinstance(values, nn.Parameter):
-            total += cut.index.shape[1] * values.numel() // values.shape[cut.axis]
-    return total
+            total += cut.index.numel() * values.numel() // values.shape[cut.axis]
+    return total // group.units
 
 
 def sums(root: nn.Module, group: Group, values: Mapping[str, Tensor]) -> Tensor:
@@ -120,8 +134,11 @@ def sums(root: nn.Module, group: Group, values: Mapping[str, Tensor]) -> Tensor:
         name = _join(_join(group.name, cut.layer), cut.tensor)
         if name not in values:
             continue  # running statistics are no parameters
-        taken = values[name].detach().double().movedim(cut.axis, 0)[cut.index]  # (U, n, ...)
-        total += taken.flatten(1).sum(1)
+        taken = values[name].detach().double().cpu().movedim(cut.axis, 0)[cut.index].flatten(1).sum(1)  # (U,), or (1,) with an owner
+        if cut.owner is None:
+            total += taken
+        else:
+            total[cut.owner] += taken[0]
     return total
 
 
@@ -130,7 +147,7 @@ def _keep(part: nn.Module, tensor: str, axis: int, dropped: Tensor) -> None:
     old = getattr(part, tensor)
     stays = torch.ones(old.shape[axis], dtype=torch.bool)
     stays[dropped] = False
-    values = old.detach().index_select(axis, torch.nonzero(stays).flatten()).clone()
+    values = old.detach().index_select(axis, torch.nonzero(stays).flatten().to(old.device)).clone()
     if isinstance(old, nn.Parameter):
         setattr(part, tensor, nn.Parameter(values, requires_grad=old.requires_grad))
     else:
@@ -146,7 +163,7 @@ def _resize(part: nn.Module) -> None:
             part.groups = part.weight.shape[0] // (part.out_channels // part.in_channels)
         part.out_channels, part.in_channels = part.weight.shape[0], part.weight.shape[1] * part.groups
     elif isinstance(part, _BatchNorm):
-        part.num_features = len(part.weight if part.weight is not None else part.running_mean)  # type: ignore[arg-type]
+        part.num_features = len(part.weight if part.weight is not None else part.running_mean)
 
 
 def _tensors(part: nn.Module) -> tuple[str, ...]:

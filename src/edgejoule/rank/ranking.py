@@ -1,4 +1,5 @@
-"""Entries -> a Ranking: metric, Pareto flags, energy saved against the baseline, distilled beside plain, agreement with stage 1.
+"""Entries -> a Ranking: metric, Pareto flags, energy saved against the baseline, distilled beside plain, whether a recipe is worth it,
+agreement with stage 1.
 
 Pure: reads no clock, no file and no device. What may stand in one ranking is decided in ``groups``.
 """
@@ -17,6 +18,7 @@ from edgejoule.rank.groups import GroupKey
 from edgejoule.rank.metrics import efficiency_interval, sam_interval
 from edgejoule.rank.pareto import front
 from edgejoule.rank.table import Entry
+from edgejoule.rank.worth import worth
 from edgejoule.records import Caveat, Interval, Pair, Ranking, RankRow
 
 Score = Callable[[RankRow], float | None]
@@ -58,7 +60,7 @@ def rank(
         raise RankError("there is nothing to rank: expected at least one model with an energy")
     _check_labels(entries)
     chosen = find_baseline(entries, baseline)
-    rows = _rows(entries, metric, a, b, chosen)
+    rows = _weighed(_rows(entries, metric, a, b, chosen), entries, grade)
     order = sorted(range(len(rows)), key=lambda i: _place(rows[i], metric))
     ranked = tuple(_numbered([rows[i] for i in order], metric))
     heading = (title, metric, a, b, dataset, device, workload, protocol, grade, scope, meter)
@@ -145,9 +147,16 @@ def _rows(entries: Sequence[Entry], metric: str, a: float, b: float, baseline: s
                 artifact_sha256=entry.artifact_sha256,
                 top1=entry.top1,
                 seeds=entry.seeds,
+                recipe=entry.recipe,
             )
         )
     return rows
+
+
+def _weighed(rows: Sequence[RankRow], entries: Sequence[Entry], grade: str) -> list[RankRow]:
+    """The rows, those with a recipe with what the plain ones say about them."""
+    found = worth(entries, grade)
+    return [replace(row, worth=found.get(row.model)) for row in rows]
 
 
 def _front(costs: Mapping[int, float], entries: Sequence[Entry]) -> dict[int, bool]:

@@ -52,7 +52,8 @@ class Entry:
 
 def entries_from_csv(path: Path | str, *, netscore: NetScore | None = None) -> tuple[Entry, ...]:
     """Entries of a table with columns ``model, top1_pct, energy_mj`` and optionally ``latency_ms, power_w, params_m, macs_g,
-    netscore, accuracy, seeds, weights, plain``, ``<measure>_low``/``_high`` and ``top1_pct_low``/``_high``; other columns are ignored.
+    netscore, accuracy, seeds, weights, plain, recipe``, ``<measure>_low``/``_high`` and ``top1_pct_low``/``_high``; other columns are
+    ignored. In a table with a column ``recipe``, a model ``name | recipe @ backend`` is a variant of ``name``.
 
     The delimiter is a comma, a semicolon or a tab; a byte-order mark is skipped. ``netscore`` computes the score where the table
     gives params and MACs but no score. Raises RankError naming file, line and column.
@@ -96,6 +97,7 @@ class Row:
         if not 0.0 < top1_pct <= 100.0:
             raise self.wrong("top1_pct", f"is {top1_pct:g}, expected percent in (0, 100]")
         accuracy = self.cells.get("accuracy", "").strip().lower()
+        name, recipe, backend = self.parts(model)
         return Entry(
             model=model,
             top1_pct=top1_pct,
@@ -103,7 +105,9 @@ class Row:
             latency_ms=self.measure("latency_ms") if self.has("latency_ms") else None,
             power_w=self.measure("power_w") if self.has("power_w") else None,
             accuracy=accuracy if accuracy in ("published", "measured") else "table",
-            name=model,
+            name=name,
+            recipe=recipe,
+            backend=backend,
             weights=self.cells.get("weights", "").strip(),
             plain=self.cells.get("plain", "").strip(),
             top1=self.top1(top1_pct),
@@ -112,6 +116,14 @@ class Row:
             params_m=self.positive("params_m"),
             macs_g=self.positive("macs_g"),
         )
+
+    def parts(self, model: str) -> tuple[str, str, str]:
+        """Name, recipe and backend of a label; the label is the name where the table does not speak of recipes."""
+        if "recipe" not in self.cells:
+            return model, "", ""
+        recipe = self.cells["recipe"].strip()
+        variant, _, backend = model.rpartition(" @ ") if " @ " in model else (model, "", "")
+        return variant.removesuffix(f" | {recipe}") if recipe else variant, recipe, backend
 
     def top1(self, value: float) -> Interval | None:
         """The interval of the accuracy where the table gives both bounds; one alone bounds nothing that a metric can use."""
@@ -200,7 +212,7 @@ def _header(path: Path, rows: list[tuple[int, list[str]]]) -> list[str]:
     if missing := [name for name in REQUIRED if name not in header]:
         found = ", ".join(_short(name) for name in header[:20] if name) or "nothing"
         raise RankError(f"{path}, line {line}: the column {', '.join(missing)} is missing, found {found}")
-    known = {*REQUIRED, *MEASURES, *FIGURES, *BOUNDED, "seeds"}
+    known = {*REQUIRED, *MEASURES, *FIGURES, *BOUNDED, "seeds", "recipe"}
     if twice := sorted({name for name in header if name in known and header.count(name) > 1}):
         raise RankError(f"{path}, line {line}: the column {', '.join(twice)} stands there twice: remove one")
     return header

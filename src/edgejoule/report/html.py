@@ -19,7 +19,7 @@ from typing import Any
 
 from edgejoule.errors import OutputError
 from edgejoule.records import Caveat, Interval, Ranking, RankRow
-from edgejoule.report import evaluation, evidence, training
+from edgejoule.report import evaluation, evidence, training, worth
 from edgejoule.report import format as f
 from edgejoule.report import sections as s
 from edgejoule.report.cells import esc, section
@@ -163,9 +163,12 @@ def _point(row: RankRow, ranking: Ranking) -> dict[str, Any]:
         f"energy saved {f.saving(row.saved_pct)}" if row.saved_pct is not None else "",
         f"grade {ranking.grade}, scope {ranking.scope}" if ranking.grade else "",
         f"weights {row.weights}" if row.weights else "",
+        f"{worth.TITLE} {f.clean(worth.words(row))}" if row.worth is not None else "",
     )
     return {
         "name": name,
+        "label": row.model,
+        "own": row.worth.own if row.worth is not None else "",
         "backend": backend,
         "top1": row.top1_pct,
         "bounds": _triple(row.top1),

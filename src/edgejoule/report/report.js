@@ -90,6 +90,14 @@
       x: front.map((row) => row[cost][0]), y: front.map((row) => row.top1), mode: "lines", name: "front",
       line: { shape: "hv", dash: "dot", width: 1.5, color: soft }, hoverinfo: "skip",
     }];
+    // From each network to what a recipe made of it, where both are there and an arrow has room between them.
+    rows.forEach((row) => {
+      const plain = rows.find((other) => row.own !== "" && other.label === row.own);
+      if (plain && Math.hypot(px(row) - px(plain), py(row) - py(plain)) > 20) traces.push({
+        x: [plain[cost][0], row[cost][0]], y: [plain.top1, row.top1], mode: "lines+markers", hoverinfo: "skip", showlegend: false,
+        line: { width: 1.2, color: soft }, marker: { symbol: "arrow", angleref: "previous", standoff: 6, size: [0, 10], color: soft }, opacity: 0.75,
+      });
+    });
     backends.forEach((backend, i) => {
       const own = rows.filter((row) => row.backend === backend), color = css("--c" + (i % 6));
       traces.push({

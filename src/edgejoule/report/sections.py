@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from edgejoule.records import Agreement, Pair, Ranking, RankRow
 from edgejoule.report import format as f
+from edgejoule.report import worth
 from edgejoule.report.cells import BOUNDS, Cell, Head, accuracy_cell, esc, interval_cell, label_cell, number_cell, section, table, text_cell
 
 ACCURACY = "Accuracy is labelled published or measured; its interval is over seeds where several were trained, else over the test images."
@@ -67,6 +68,7 @@ def ranking_table(ranking: Ranking) -> str:
         Head(_accuracy(ranking), "accuracy, and whether others published it or it was measured here", True),
         Head("SAM", "accuracy and energy in one score, higher is better", True),
         Head("Energy / image", f"gross, grade {ranking.grade or 'not stated'}, scope {ranking.scope or 'not stated'}", True),
+        Head(worth.TITLE.capitalize(), worth.HINT),
         Head("Latency", "median time of one inference", True),
         Head("Power", "mean over the window", True),
         Head("% / mJ", f"{f.accuracy_name(ranking.dataset)} per energy, higher is better", True),
@@ -111,6 +113,8 @@ def ranking_sections(ranking: Ranking, number: int, several: bool) -> str:
         "Each dot is one model on one runtime; up is more accurate, left is cheaper. The dashed line joins the choices that no other "
         "beats. Point at a dot for its figures."
     )
+    if any(row.worth is not None and row.worth.own for row in ranking.rows):
+        about += " An arrow leads from a network to what a recipe made of it."
     title = f"Ranking {number + 1}: {_where(ranking)}" if several else "Ranking"
     agreement = (
         "Would screening by cheap figures have found the same order? A tau near 1 says yes, near 0 says that only measuring tells. Each "
@@ -119,10 +123,14 @@ def ranking_sections(ranking: Ranking, number: int, several: bool) -> str:
     return (
         hero(ranking)
         + section("Accuracy against cost", f'<div class="plots">{plots}</div>', about)
-        + section(title, ranking_table(ranking), f"Click a heading to sort. {BOUNDS.capitalize()}. {ACCURACY}")
+        + section(title, ranking_table(ranking), f"Click a heading to sort. {BOUNDS.capitalize()}. {ACCURACY}{_worth(ranking)}")
         + section("Distilled beside plain", pairs_table(ranking.pairs), "The same network, trained with and without a teacher.")
         + section("Does stage 1 foretell stage 2?", agreement_table(ranking.agreements), agreement)
     )
+
+
+def _worth(ranking: Ranking) -> str:
+    return "".join(f" {esc(note[:1].upper() + note[1:])}." for note in worth.notes(ranking.rows))
 
 
 def _accuracy(ranking: Ranking) -> str:
@@ -139,6 +147,7 @@ def _ranking_row(row: RankRow, grade: str) -> tuple[Cell, ...]:
         accuracy_cell(row.top1_pct, row.accuracy, row.top1, row.seeds),
         interval_cell(row.sam),
         interval_cell(row.energy_mj, "mJ", 1.0, grade),
+        worth.cell(row),
         interval_cell(row.latency_ms, "ms"),
         interval_cell(row.power_w, "W", 1.0, grade),
         interval_cell(row.efficiency_pct_per_mj),

@@ -9,6 +9,7 @@ from typing import Any
 from edgejoule.records import Accuracy, Artifact, Caveat, Cost, Failure, Interval, Measurement, ModelSpec, Ranking, RankRow, Screened
 from edgejoule.report import format as f
 from edgejoule.report import table as t
+from edgejoule.report import worth
 from edgejoule.report.report import Sensitivity
 from edgejoule.report.table import Column, Table, terminal
 
@@ -47,6 +48,7 @@ def csv_rows(found: Sequence[Ranking]) -> str:
         "macs_g",
         "note",
         "artifact_sha256",
+        "recipe",
     )
     header = [
         "model",
@@ -57,6 +59,7 @@ def csv_rows(found: Sequence[Ranking]) -> str:
         "seeds",
         *(name + end for name in bounded for end in ("", "_low", "_high")),
         *plain,
+        "worth",
         *shared,
     ]
     lines = []
@@ -66,21 +69,22 @@ def csv_rows(found: Sequence[Ranking]) -> str:
             bounds = [value for name in bounded for value in _bounds(getattr(row, name))]  # Student's lower bound may lie below zero
             bounds = [None if value is None else max(0.0, value) for value in bounds[:9]] + bounds[9:]
             top1 = (row.top1_pct, *_bounds(row.top1)[1:], row.seeds)
-            lines.append([row.model, row.rank, *top1, *bounds, *(getattr(row, name) for name in plain), *common])
+            lines.append([row.model, row.rank, *top1, *bounds, *(getattr(row, name) for name in plain), worth.words(row), *common])
     return t.csv_text(header, lines)
 
 
 def ranking_table(ranking: Ranking) -> Table:
-    """One ranking: place, model, accuracy, metric, energy, latency, power, saving, Pareto fronts."""
+    """One ranking: place, model, accuracy, metric, energy, latency, power, saving, Pareto fronts, and whether a recipe is worth it."""
     accuracy = f.accuracy_name(ranking.dataset)
     columns = [
         Column("#", right=True),
-        Column("model"),
+        Column("model", wrap=any(row.recipe for row in ranking.rows)),  # a label with a recipe may be longer than any terminal
         Column(accuracy, 1, True),
         Column("SAM", 0 if ranking.metric == "sam" else 3, True),
     ]
     columns += [Column("energy / image", 0, True), Column("latency", 2, True), Column("power", 6, True), Column("% / mJ", 5, True)]
     columns += [Column("energy saved", 4, True), Column("on front", 7), Column("weights", 3)]
+    columns += [Column(worth.TITLE, 1, wrap=True)]
     rows = tuple(_ranking_cells(row, ranking.grade) for row in ranking.rows)
     empty = {i for i in range(len(columns)) if rows and all(row[i] in ("", f.NONE) for row in rows)}
     empty |= {10} if all(row.weights in ("", "pretrained") for row in ranking.rows) else set()
@@ -286,6 +290,7 @@ def _ranking_cells(row: RankRow, grade: str) -> tuple[str, ...]:
         f.saving(row.saved_pct),
         ", ".join(fronts),
         row.weights,
+        worth.words(row),
     )
 
 
@@ -293,6 +298,7 @@ def _ranking_notes(ranking: Ranking) -> Iterable[str]:
     for row in ranking.rows:
         if row.note:
             yield f"{row.model}: {row.note}"
+    yield from worth.notes(ranking.rows)
     if ranking.baseline:
         yield f"energy saved: against {ranking.baseline}{'' if '@' in ranking.baseline else ' on the same backend'}"
     for pair in ranking.pairs:

@@ -11,7 +11,7 @@ import typer
 
 from edgejoule.errors import SpecError
 from edgejoule.progress import Progress
-from edgejoule.verbs.options import Cache, Data, Json, Model, Train, Weights, bench_of, optimizing_of, print_json, print_text
+from edgejoule.verbs.options import Cache, Data, Json, Model, Teacher, Train, Weights, bench_of, optimizing_of, print_json, print_text
 
 
 def optimize(
@@ -19,6 +19,7 @@ def optimize(
     recipe: Annotated[str, typer.Option(help='Passes in order, as in "prune_ffn(ratio=0.3) | distill(epochs=5)".')] = "",
     data: Data = "",
     train: Train = "",
+    teacher: Teacher = "",
     weights: Weights = "auto",
     seed: Annotated[int, typer.Option(help="Seeds what passes draw, and random weights.", min=0, max=2**32 - 1)] = 0,
     out: Annotated[Path | None, typer.Option(help="A new folder for the network. Default: optimized/<model>-<number>.")] = None,
@@ -34,7 +35,7 @@ def optimize(
 
     if bool(recipe) == sensitivity:
         raise SpecError("give --recipe, as in --recipe 'prune_ffn(ratio=0.3)', or --sensitivity")
-    plan = optimizing_of([recipe], data, train)
+    plan = optimizing_of([recipe], data, train, teacher)
     with Progress("what was trained goes on from its last checkpoint") as progress:
         bench, spec = bench_of(cache, progress, seed), spec_of_weights(model, weights)
         if sensitivity:

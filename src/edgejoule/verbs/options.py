@@ -20,6 +20,7 @@ Model = Annotated[str, typer.Argument(help='A catalog name, timm(name="..."), or
 BACKENDS = typer.Option("--backend", help='Such as onnxruntime (the default) or openvino(precision="int8"). May be repeated.')
 Recipe = Annotated[str, typer.Option(help='Passes that change the network first, as in "fuse". Default: none.')]
 Data = Annotated[str, typer.Option(help='Labelled data for passes that learn: digits, imagefolder(path="..."), … Default: none.')]
+Teacher = Annotated[str, typer.Option(help="The model that distill learns from. Default: the network that the recipe begins with.")]
 Train = Annotated[str, typer.Option(help='The training recipe of passes that learn, as in "digits(lr=0.001)". Default: digits.')]
 Weights = Annotated[str, typer.Option(help="auto (pretrained where they can be had, else random), random, or a checkpoint file.")]
 Threads = Annotated[int, typer.Option(help="Threads of the runtime; 0 means all cores.", min=0)]
@@ -59,12 +60,12 @@ def compiling_of(calibration: str, max_drop_pct: float) -> Any:
     return plan
 
 
-def optimizing_of(recipes: list[str], data: str, train: str) -> Any:
+def optimizing_of(recipes: list[str], data: str, train: str, teacher: str = "") -> Any:
     """An optimising plan from options, checked with its recipes before any work."""
     from edgejoule.optimizing import check
     from edgejoule.study_file import OptimizePlan
 
-    plan = OptimizePlan(tuple(recipes), data=data, train=train)
+    plan = OptimizePlan(tuple(recipes), data=data, train=train, teacher=teacher)
     check(recipes, plan)
     return plan
 
