@@ -17,14 +17,16 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 
 from edgejoule.errors import OutputError
-from edgejoule.records import Interval, LayerCost
+from edgejoule.records import Interval
 from edgejoule.report.sensitivity import in_order, render, sensitivity_table, write_plot
+from edgejoule.shrunk import LayerCost
 
 HEADS, FFN = "prune_heads(ratio=0.25)", "prune_ffn(ratio=0.5)"
 EVIL = "<script>alert(1)</script>\x1b[31m</pre>"
 
 
 def cost(layer: str, what: str = HEADS, drop: Interval | float = 0.5, **more: Any) -> LayerCost:
+    drop = drop if isinstance(drop, Interval) else Interval(drop, None, None, 1)
     made = LayerCost(layer, what, drop, saved_macs=0.006, saved_bytes=0.125, saved_time=None, n_images=360)
     return replace(made, **more)
 

@@ -317,20 +317,6 @@ class Artifact:
         return f"{self.variant.label} @ {self.backend}"
 
 
-@dataclass(frozen=True, slots=True)
-class LayerCost:
-    """What one pass on one layer alone costs and saves, beside the unchanged network. Shares are of the whole network, 0 to 1."""
-
-    layer: str  # "blocks.3.attn"
-    what: str  # the pass: "prune_heads(ratio=0.25)"
-    drop_points: Interval | float  # percentage points of top-1 lost, or of agreement with the unchanged network
-    saved_macs: float
-    saved_bytes: float
-    saved_time: Interval | None  # share of the latency, measured as a ratio; None where it was not measured
-    n_images: int
-    note: str = ""
-
-
 # ---------------------------------------------------------------- measuring
 
 

@@ -23,7 +23,7 @@ from edgejoule.errors import OF_ONE_MODEL, BackendError, ModelError
 from edgejoule.optimize.heads import find_heads
 from edgejoule.optimize.impossible import reason
 from edgejoule.optimize.neurons import find_neurons
-from edgejoule.records import Artifact, Interval, ModelSpec, Variant
+from edgejoule.records import Artifact, Failure, Interval, ModelSpec, Variant
 from edgejoule.shrunk import LayerCost
 from edgejoule.study_file import CompilePlan, MeasurePlan, OptimizePlan
 
@@ -54,8 +54,10 @@ def trials_of(module: Any) -> tuple[Trial, ...]:
     return tuple(sorted(found, key=lambda trial: (order.get(trial.layer, 0), trial.recipe)))
 
 
-def sensitivity(spec: ModelSpec, weights: str, plan: OptimizePlan, backend: str, bench: Bench) -> tuple[LayerCost, ...]:
-    """A line for each layer and pass; ``backend`` empty times nothing. A pass that fails on a layer is a line with the reason.
+def sensitivity(
+    spec: ModelSpec, weights: str, plan: OptimizePlan, backend: str, bench: Bench
+) -> tuple[tuple[LayerCost, ...], tuple[Failure, ...]]:
+    """A line for each layer and pass, and why a pass failed on a layer; ``backend`` empty times nothing.
 
     Raises ModelError where nothing can be tried on the network, and what building it or reading the data raises.
     """
@@ -68,6 +70,7 @@ def sensitivity(spec: ModelSpec, weights: str, plan: OptimizePlan, backend: str,
     own = answers.of(module, plain)
     made: dict[Trial, Variant] = {}
     lines: dict[Trial, LayerCost] = {}
+    failures: list[Failure] = []
     for done, trial in enumerate(trials):
         bench.notify(Event("sensitivity", f"{trial.layer}: {registry.parse(trial.recipe).name}", done, len(trials)))
         try:
@@ -76,14 +79,14 @@ def sensitivity(spec: ModelSpec, weights: str, plan: OptimizePlan, backend: str,
             after = _cost(variant, changed)
             drop = answers.drop(own, answers.of(changed, variant))
         except OF_ONE_MODEL as error:
-            lines[trial] = LayerCost(trial.layer, _named(trial), None, 0.0, 0.0, None, 0, str(error))
+            failures.append(Failure(f"{spec.name} | {trial.recipe}", "", "sensitivity", str(error)))
             continue
         made[trial] = variant
         lines[trial] = LayerCost(
             trial.layer, _named(trial), drop, 1 - after[0] / before[0], 1 - after[1] / before[1], None, answers.n, answers.note
         )
     timed = _timed(plain, made, weights, plan, backend, bench) if backend else {}
-    return tuple(replace(line, saved_time=timed.get(trial)) for trial, line in lines.items())
+    return tuple(replace(line, saved_time=timed.get(trial)) for trial, line in lines.items()), tuple(failures)
 
 
 def _named(trial: Trial) -> str:

@@ -1,4 +1,4 @@
-"""The nouns of shrinking: a network before a recipe and after it. Standard library and records only."""
+"""The nouns of shrinking: a network before a recipe and after it, and what a pass on one layer costs. Standard library and records only."""
 
 from __future__ import annotations
 
@@ -24,3 +24,17 @@ class Shrunk:
 
     before: Size
     after: Size
+
+
+@dataclass(frozen=True, slots=True)
+class LayerCost:
+    """What one pass on one layer alone costs and saves, beside the unchanged network. Shares are of the whole network, 0 to 1."""
+
+    layer: str  # "blocks.3.attn"
+    what: str  # the pass: "prune_heads(ratio=0.25)"
+    drop_points: Interval  # percentage points of top-1 lost, or of agreement with the unchanged network
+    saved_macs: float
+    saved_bytes: float
+    saved_time: Interval | None  # share of the latency, measured as a ratio; None where it was not measured
+    n_images: int
+    note: str = ""

@@ -7,6 +7,11 @@ LEAVES = {
     "fuse": "edgejoule.optimize.fuse:Fuse",
     "resize": "edgejoule.optimize.resize:Resize",
     "window_attention": "edgejoule.optimize.window_attention:WindowAttention",
+    "prune_heads": "edgejoule.optimize.prune_heads:PruneHeads",
+    "prune_ffn": "edgejoule.optimize.prune_ffn:PruneFfn",
+    "prune_weights": "edgejoule.optimize.prune_weights:PruneWeights",
+    "merge_tokens": "edgejoule.optimize.merge_tokens:MergeTokens",
+    "prune_tokens": "edgejoule.optimize.prune_tokens:PruneTokens",
     "distill": "edgejoule.optimize.distill:Distill",
     "finetune": "edgejoule.optimize.finetune:Finetune",
 }

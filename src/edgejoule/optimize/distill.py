@@ -1,7 +1,7 @@
 """Pass: the network learns again, from labels and a teacher, what an earlier pass cost it. Changes weights only.
 
-The teacher is a model of the catalog with its weights, or, where none is named, the network that the recipe began with. Knows no loop and no
-data: ``context.fit`` does.
+The teacher is a model of the catalog with its weights, or, where none is named, the network that the recipe began with. Knows no loop
+and no data: ``context.fit`` does.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from edgejoule.seams import PassContext
 class Distill:
     """``distill(epochs=5)`` or ``distill(teacher="NAME", weights="FILE", epochs=5)``.
 
-    ``kind`` soft learns the teacher's probabilities (arXiv 1503.02531), hard its first answer (arXiv 2012.12877); ``alpha`` is the teacher's
-    share of the loss; ``lr`` a factor of the training recipe's rate.
+    ``kind`` soft learns the teacher's probabilities (arXiv 1503.02531), hard its first answer (arXiv 2012.12877); ``alpha`` is the
+    teacher's share of the loss; ``lr`` a factor of the training recipe's rate.
     """
 
     epochs: float = 5.0

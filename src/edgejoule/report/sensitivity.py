@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from edgejoule.records import Interval, LayerCost
+from edgejoule.records import Interval
 from edgejoule.report import format as f
 from edgejoule.report.cells import esc
 from edgejoule.report.html import embed, own_file, plotly, script_hash, write_page
 from edgejoule.report.table import Column, Table, terminal
+from edgejoule.shrunk import LayerCost
 
 ABOUT = (
     "Each line changes one layer alone. Lost: percentage points of top-1, or of agreement with the unchanged network. Saved: shares of the "
@@ -102,19 +103,14 @@ def _cells(row: LayerCost) -> tuple[str, ...]:
     )
 
 
-def _points(drop: Interval | float) -> str:
+def _points(known: Interval) -> str:
     """``+0.8 [0.1, 1.5]``: lost, in percentage points."""
-    known = _of(drop)
     text = f.points(Interval(known.value / 100.0, _hundredth(known.low), _hundredth(known.high), known.n)).replace(" points", "")
     return text.replace("-0.0", "+0.0", 1) if float(text.partition(" [")[0]) == 0.0 else text
 
 
 def _share(share: float) -> str:
     return f"{100.0 * share:.2f} %" if abs(share) < 0.1 else f"{100.0 * share:.1f} %"
-
-
-def _of(drop: Interval | float) -> Interval:
-    return drop if isinstance(drop, Interval) else Interval(drop, None, None, 1)
 
 
 def _hundredth(value: float | None) -> float | None:
@@ -145,7 +141,7 @@ def _body(rows: Sequence[LayerCost]) -> str:
 def _extremes(rows: Sequence[LayerCost], what: str) -> str:
     """Which layer loses least and which most."""
     mine = [row for row in in_order(rows) if row.what == what]
-    least, most = (best(mine, key=lambda row: _of(row.drop_points).value) for best in (min, max))
+    least, most = (best(mine, key=lambda row: row.drop_points.value) for best in (min, max))
     return f"least lost by {least.layer} ({_points(least.drop_points)} points), most by {most.layer} ({_points(most.drop_points)} points)"
 
 
@@ -159,7 +155,7 @@ def _data(rows: Sequence[LayerCost]) -> dict[str, Any]:
 
 
 def _bar(row: LayerCost) -> dict[str, Any]:
-    drop = _of(row.drop_points)
+    drop = row.drop_points
     hover = (
         row.layer,
         f"lost {_points(drop)} points, {row.n_images} images",

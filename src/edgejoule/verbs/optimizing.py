@@ -65,15 +65,16 @@ def _print(variant: Any, found: Any, folder: Path, as_json: bool) -> None:
 
 def _sensitivity(spec: Any, weights: str, plan: Any, backend: str, out: Path | None, bench: Any, as_json: bool) -> None:
     from edgejoule.plain import encode
+    from edgejoule.report import text
     from edgejoule.report.sensitivity import sensitivity_table, write_plot
     from edgejoule.sensitivity import sensitivity as measured
 
-    rows = measured(spec, weights, plan, "" if backend == "none" else backend, bench)
+    rows, failures = measured(spec, weights, plan, "" if backend == "none" else backend, bench)
     page = write_plot((out or Path()) / f"sensitivity-{_plain(spec.name)}.html", rows, spec.name)
     if as_json:
-        print_json({"model": spec.name, "rows": encode(rows), "page": str(page)})
+        print_json({"model": spec.name, "rows": encode(rows), "failures": encode(failures), "page": str(page)})
         return
-    print_text(sensitivity_table(rows))
+    print_text(sensitivity_table(rows) + (text.failures(failures) if failures else ""))
     print_text(f"\npage  {page}")
 
 
