@@ -32,7 +32,7 @@ SPELLINGS: dict[str, tuple[str, str | None]] = {
     "prune_heads": ("prune_heads(ratio=0.5)", "prune_heads(ratio=0)"),
     "prune_ffn": ("prune_ffn(ratio=0.5)", "prune_ffn(ratio=0)"),
     "prune_weights": ("prune_weights(ratio=0.5)", "prune_weights(ratio=0)"),
-    "merge_tokens": ("merge_tokens(r=2)", "merge_tokens(r=0)"),
+    "merge_tokens": ("merge_tokens(r=6)", "merge_tokens(r=0)"),
     "prune_tokens": ("prune_tokens(keep=0.7)", "prune_tokens(keep=1.0)"),
     "distill": ("distill(epochs=0.03, lr=0.1)", "distill(epochs=0)"),
     "finetune": ("finetune(epochs=0.03, lr=0.1)", "finetune(epochs=0)"),

@@ -5,6 +5,7 @@ Knows no loop, no store and no pass.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -88,7 +89,7 @@ def distiller(text: str, spec: ModelSpec, seed: int, start: tuple[Any, ModelSpec
     if _names_teacher(text):
         return named_distiller(text, spec, seed)
     plan = distil.parse(with_teacher(text, BEGAN, ()))
-    module, its = start
+    module, its = copy.deepcopy(start[0]), start[1]  # a teacher's parameters stop learning, and the recipe still needs its own
     if random:
         raise TrainingError(
             f"{its.name} has random weights, which teach nothing: name a trained teacher, as in distill(teacher=..., weights=...), "

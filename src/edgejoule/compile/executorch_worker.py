@@ -46,7 +46,7 @@ def compile_program(job: Mapping[str, Any]) -> Mapping[str, Any]:
     labels (.npy, labels or None) and max_drop_pct; the answer has "notes" of it beside the plan. Raises BackendError."""
     import torch
 
-    from edgejoule.compile import executorch_int8, pt2e_search
+    from edgejoule.compile import executorch_int8, executorch_learned, pt2e_search
     from edgejoule.compile.quantize import held
 
     program = torch.export.load(job["program"])
@@ -54,7 +54,9 @@ def compile_program(job: Mapping[str, Any]) -> Mapping[str, Any]:
     try:
         with torch.no_grad(), quiet():
             notes: Mapping[str, str] = {}
-            if job["precision"] == "int8":
+            if executorch_learned.is_learned(program):
+                program, notes = executorch_learned.for_kernels(program, job["precision"])
+            elif job["precision"] == "int8":
                 program, chosen = executorch_int8.quantized(program, held.load(job), job["max_drop_pct"])
                 notes = pt2e_search.notes(chosen)
             content = bytes(lowered(program, job["partitioner"], job["soc"]).buffer)

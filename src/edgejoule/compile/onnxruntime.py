@@ -76,6 +76,7 @@ class OnnxRuntime:
     def compile(self, export: Export, context: CompileContext) -> Path:
         """Writes model.onnx, with the type of its weights in the metadata. Raises ModelError and BackendError.
 
+        A network that was trained for int8 (``learned.py``) is taken as it is, and in int8 only.
         int8 runs the file on calibration images: its weights' type is what the runtime's own profile says of most products, and
         optimised it must compute what it computes unoptimised.
         """
@@ -86,7 +87,10 @@ class OnnxRuntime:
             if self.precision == "int8":
                 self._quantize(onnx, source, context, path)
                 return path
+            from edgejoule.compile.learned import refuse_float
+
             model = onnx.load(source)
+            refuse_float(model, self.precision)
             kinds = sorted({_short(onnx, weight.data_type) for weight in model.graph.initializer} - {""})
             _save(onnx, model, "+".join(kinds), path)
         except (OSError, EdgejouleError):
@@ -97,6 +101,7 @@ class OnnxRuntime:
         return path
 
     def _quantize(self, onnx: Any, source: Path, context: CompileContext, path: Path) -> None:
+        from edgejoule.compile.learned import for_kernels, note_of
         from edgejoule.compile.onnxruntime_int8 import compare_with_plain, quantize_dynamic, widen_softmax
         from edgejoule.compile.quantize import quantize_onnx
 
@@ -104,7 +109,10 @@ class OnnxRuntime:
         batch = context.shape[0]
         with tempfile.TemporaryDirectory(prefix="edgejoule-onnxruntime-") as folder:
             draft = Path(folder) / FILE
-            if self.mode == "dynamic":
+            if (learned := for_kernels(source, gemm=True)) is not None:
+                onnx.save(learned[0], draft)
+                context.note("quantisation", note_of(learned[1]))
+            elif self.mode == "dynamic":
                 quantize_dynamic(source, draft)
             else:
                 for what, chosen in quantize_onnx(source, context, self._options(), draft).notes().items():

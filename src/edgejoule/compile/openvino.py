@@ -113,7 +113,7 @@ class OpenVino:
         try:
             openvino = import_openvino()
 
-            model = self._quantized(source, context) if self.precision == "int8" else core().read_model(source)
+            model = self._quantized(source, context) if self.precision == "int8" else self._float(source)
             if self.rewrite and (done := rewrite(model, fold=self.precision != "int8")):
                 context.note("rewritten", ", ".join(f"{count} {what}" for what, count in done.items()))
             openvino.save_model(model, path, compress_to_fp16=self.storage == "fp16")
@@ -125,8 +125,21 @@ class OpenVino:
             context.note("storage", "float weights are kept in float16")
         return path
 
+    def _float(self, source: Path) -> Any:
+        import onnx
+
+        from edgejoule.compile.learned import refuse_float
+
+        refuse_float(onnx.load(source), self.precision)
+        return core().read_model(source)
+
     def _quantized(self, source: Path, context: CompileContext) -> Any:
         """The network with int8 products, as OpenVINO's model; what was chosen is noted. Raises BackendError."""
+        from edgejoule.compile.learned import for_kernels, note_of
+
+        if (learned := for_kernels(source)) is not None:
+            context.note("quantisation", note_of(learned[1]))
+            return read_for_int8(learned[0].SerializeToString())
         bits: Literal[7, 8] = 7 if sums_exactly() is False else 8
         options = Options(self.quantizer, self.scope, self.smoothing, self.ranges, search=self.search, weight_bits=bits)
         if self.quantizer == "nncf":

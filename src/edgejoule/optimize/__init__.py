@@ -14,4 +14,5 @@ LEAVES = {
     "prune_tokens": "edgejoule.optimize.prune_tokens:PruneTokens",
     "distill": "edgejoule.optimize.distill:Distill",
     "finetune": "edgejoule.optimize.finetune:Finetune",
+    "qat": "edgejoule.optimize.qat:Qat",
 }
