@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -27,6 +27,7 @@ from edgejoule.records import Artifact, Failure, Interval, ModelSpec, Variant
 from edgejoule.shrunk import LayerCost
 from edgejoule.study_file import CompilePlan, MeasurePlan, OptimizePlan
 
+Key = TypeVar("Key")
 RATIO, KEEP = 0.5, 0.7  # of heads and neurons that go, of tokens that stay
 PHOTOS = "photos(n=64, seed=3)"
 ROUNDS, ROUND_S = 15, 0.02  # each round times every network for so long, in random order
@@ -160,18 +161,18 @@ def _timed(
             session = stages.backend_of(artifact).load(artifact, cores(0))
             opened.callback(session.close)
             sessions[trial] = session, _input(variant)
-        rounds = list(_rounds(sessions, bench))
+        rounds = list(interleaved(sessions, bench))
     return {trial: _saved([one[trial] for one in rounds], [one[None] for one in rounds]) for trial in sessions if trial is not None}
 
 
-def _rounds(sessions: Mapping[Trial | None, Any], bench: Bench) -> Iterator[dict[Trial | None, float]]:
-    """The median latency of every session, in each round, which has an order of its own."""
+def interleaved(sessions: Mapping[Key, tuple[Any, Any]], bench: Bench, rounds: int = ROUNDS) -> Iterator[dict[Key, float]]:
+    """The median latency in seconds of every session on its images, in each round, which has an order of its own."""
     draw = np.random.default_rng(bench.seed)
     for session, images in sessions.values():
         session.infer(images)
-    for done in range(ROUNDS):
-        bench.notify(Event("sensitivity", f"timing, round {done + 1}", done, ROUNDS))
-        found: dict[Trial | None, float] = {}
+    for done in range(rounds):
+        bench.notify(Event("timing", f"round {done + 1}", done, rounds))
+        found: dict[Key, float] = {}
         keys = list(sessions)
         for place in draw.permutation(len(keys)):
             session, images = sessions[keys[place]]

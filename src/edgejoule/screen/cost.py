@@ -88,6 +88,8 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def count(module: torch.nn.Module, input_size: tuple[int, int, int]) -> Cost:
     """Parameters, MACs and activation bytes (float32 outputs of the counted operations) of one image, (1, C, H, W).
 
+    Layers that keep their weights as whole numbers say how many as ``weight_shape``; those count as parameters, too.
+
     ``module`` may live on any device and stays as it is: the run uses stand-ins on the meta device for its tensors.
     Raises ModelError where the network cannot run without values, or not at this input size.
     """
@@ -110,4 +112,5 @@ def count(module: torch.nn.Module, input_size: tuple[int, int, int]) -> Cost:
         module.train()  # some attention blocks keep biases between evaluations and let go of them only in training mode
         module.train(training)
     params = sum(parameter.numel() for parameter in module.parameters())
+    params += sum(math.prod(part.weight_shape) for part in module.modules() if hasattr(part, "weight_shape"))  # whole numbers, in buffers
     return Cost(params=params, macs=counter.macs, activation_bytes=counter.elements * FLOAT32_BYTES, input_size=input_size)
