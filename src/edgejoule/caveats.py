@@ -335,6 +335,11 @@ TABLE: dict[str, tuple[Severity, str, str]] = {
         "The study's baseline is not among the measured models, so no energy saved is counted.",
         "See why it failed, or name another baseline.",
     ),
+    "slower_than_plain": (
+        "warn",
+        "The recipe costs time here instead of saving it: fewer multiply-adds do not promise a lower latency.",
+        "Measure at the batch size that you need, or leave the pass out, unless accuracy is what it is there for.",
+    ),
     "order_ambiguous": ("note", "The order changes with the unit of energy or the exponents of the metric.", "See rank --sensitivity."),
 }
 

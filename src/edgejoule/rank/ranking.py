@@ -1,5 +1,5 @@
 """Entries -> a Ranking: metric, Pareto flags, energy saved against the baseline, distilled beside plain, whether a recipe is worth it,
-agreement with stage 1.
+and where it is slower, agreement with stage 1.
 
 Pure: reads no clock, no file and no device. What may stand in one ranking is decided in ``groups``.
 """
@@ -18,9 +18,10 @@ from edgejoule.rank.groups import GroupKey
 from edgejoule.rank.metrics import efficiency_interval, sam_interval
 from edgejoule.rank.pareto import front
 from edgejoule.rank.table import Entry
-from edgejoule.rank.worth import worth
+from edgejoule.rank.worth import MOST, difference, worth
 from edgejoule.records import Caveat, Interval, Pair, Ranking, RankRow
 
+SLOWER = 0.01  # relative: a smaller difference of latencies is that of a machine from day to day, as for ``compare``
 Score = Callable[[RankRow], float | None]
 METRICS: dict[str, Score] = {  # higher is better
     "sam": lambda row: None if row.sam is None else row.sam.value,
@@ -48,11 +49,13 @@ def rank(
     scope: str = "",
     meter: str = "",
     caveats: Sequence[Caveat] = (),
+    elsewhere: Sequence[Entry] = (),
 ) -> Ranking:
     """Entries in order, best first; ties by name. Rows that lack what the metric needs stand last with rank 0 and a note.
 
     ``metric`` is one of ``METRICS``. ``baseline`` is a model's name or a whole label; without one a ViT-S is taken where there is
-    one. Raises RankError for an unknown metric or baseline, no entries, and an energy of 1 mJ or less under SAM.
+    one. ``elsewhere`` are entries that were measured in the same way and are ranked on other data: only what a recipe does to the latency
+    is looked up among them. Raises RankError for an unknown metric or baseline, no entries, and an energy of 1 mJ or less under SAM.
     """
     if metric not in METRICS:
         raise RankError(f"no metric is called {metric!r}: expected one of {', '.join(METRICS)}")
@@ -70,7 +73,7 @@ def rank(
         baseline=chosen,
         agreements=agreements(rows, [entry.name or entry.model for entry in entries]),
         pairs=_pairs(entries, {row.model: row for row in rows}),
-        caveats=(*caveats, *_doubts(entries, ranked, metric, a, b)),
+        caveats=(*caveats, *_slower(entries, elsewhere, device, workload), *_doubts(entries, ranked, metric, a, b)),
     )
 
 
@@ -99,6 +102,7 @@ def rank_groups(
             grade=key.grade,
             scope=key.scope,
             meter=key.meter,
+            elsewhere=_elsewhere(key, groups),
         )
         rankings.append(ranking)
     return tuple(rankings)
@@ -225,6 +229,56 @@ def _numbered(rows: Sequence[RankRow], metric: str) -> list[RankRow]:
         else:
             numbered.append(replace(row, rank=place))
     return numbered
+
+
+def _elsewhere(key: GroupKey, groups: Mapping[GroupKey, Sequence[Entry]]) -> list[Entry]:
+    """For the ranking of what has no accuracy, as most recipes' networks before they are evaluated: the entries of the others that were
+    measured in the same way, networks without a recipe and their published accuracy among them."""
+    return [entry for other, entries in groups.items() if other != key and replace(other, dataset="") == key for entry in entries]
+
+
+def _slower(entries: Sequence[Entry], elsewhere: Sequence[Entry], device: str, workload: str) -> list[Caveat]:
+    """A doubt for every entry with a recipe that takes longer than the same network without one, on the same backend."""
+    where = ", ".join(filter(None, (device, workload)))
+    doubts = []
+    for entry in entries:
+        ratio = _times_plain(entry.latency_ms, _without_recipe(entry, entries) or _without_recipe(entry, elsewhere))
+        if ratio is not None:
+            bounds = f" (95 % interval {ratio.low:.2f} to {ratio.high:.2f})" if ratio.low is not None and ratio.high is not None else ""
+            seen = f"{entry.model} takes {ratio.value:.2f} x the latency without the recipe{bounds}"
+            doubts.append(caveat("slower_than_plain", f"{seen}, {where}" if where else seen))
+    return doubts
+
+
+def _without_recipe(entry: Entry, entries: Sequence[Entry]) -> list[Interval]:
+    """The latencies of the network of an entry with a recipe, without one: several where it was measured with several weights."""
+    if not entry.recipe:
+        return []
+    same = [other for other in entries if not other.recipe and other.backend == entry.backend]
+    name = entry.name or entry.model
+    return [other.latency_ms for other in same if (other.name or other.model) == name and other.latency_ms is not None]
+
+
+def _times_plain(mine: Interval | None, plain: Sequence[Interval]) -> Interval | None:
+    """The ratio of two latencies where their 95 % intervals do not meet and it is above 1 + SLOWER; None where nothing is shown.
+
+    Of several plain ones the slowest counts. A latency without an interval shows nothing.
+    """
+    bounded = [(one.high, one) for one in plain if one.high is not None and one.value > 0.0]
+    if mine is None or mine.low is None or not bounded:
+        return None
+    high, other = max(bounded, key=lambda pair: pair[0])
+    if not (mine.low > high and mine.value / other.value > 1.0 + SLOWER):
+        return None
+    found = difference(_logarithm(mine), _logarithm(other))
+    low, most = (None if bound is None or math.isinf(bound) else math.exp(min(bound, MOST)) for bound in (found.low, found.high))
+    return Interval(mine.value / other.value, low, most, found.n)
+
+
+def _logarithm(latency: Interval) -> Interval:
+    """Bounds that are not there, or not above zero as Student's may be, are infinite."""
+    low = math.log(latency.low) if latency.low is not None and latency.low > 0.0 else -math.inf
+    return Interval(math.log(latency.value), low, math.inf if latency.high is None else math.log(latency.high), latency.n)
 
 
 def _doubts(entries: Sequence[Entry], rows: Sequence[RankRow], metric: str, a: float, b: float) -> list[Caveat]:
