@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 VERBS = (
-    *("run", "screen", "train", "compile", "measure", "evaluate", "trace", "rank", "compare", "report", "reproduce"),
+    *("run", "screen", "train", "optimize", "compile", "measure", "evaluate", "trace", "rank", "compare", "report", "reproduce"),
     *("doctor", "zoo list", "zoo show", "store info"),
 )
 

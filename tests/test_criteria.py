@@ -16,7 +16,8 @@ from torch import nn
 
 from edgejoule.errors import ModelError, SpecError
 from edgejoule.optimize.allocation import ALLOCATIONS, LEAST, allocate, least_ratio
-from edgejoule.optimize.criteria import BATCH, CRITERIA, copied, importance, weight_importance
+from edgejoule.optimize.copies import copied
+from edgejoule.optimize.criteria import BATCH, CRITERIA, importance, weight_importance
 from edgejoule.optimize.groups import parameters_of
 from edgejoule.optimize.neurons import find_neurons
 from edgejoule.optimize.pruning import Choice, credit, held_images

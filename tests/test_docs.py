@@ -8,13 +8,23 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from edgejoule.study_file import parse_study
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("guide", "metering", "training", "compiling"))]
+PAGES = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("guide", "metering", "training", "compiling", "shrinking"))]
+
+
+def script(name: str) -> Any:
+    """A script of docs/ that writes a page, as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -63,11 +73,28 @@ def test_links_and_pictures_exist() -> None:
 
 
 def test_the_help_pages_are_current() -> None:
-    spec = importlib.util.spec_from_file_location("commands_page", ROOT / "docs" / "commands_page.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    assert (ROOT / "docs" / "commands.md").read_text() == module.page(), "run: python docs/commands_page.py"
+    assert (ROOT / "docs" / "commands.md").read_text() == script("commands_page").page(), "run: python docs/commands_page.py"
+
+
+def test_the_table_of_what_cannot_work_is_current() -> None:
+    from edgejoule.optimize.impossible import IMPOSSIBLE
+
+    text = (ROOT / "docs" / "shrinking.md").read_text()
+    assert text == script("impossible_page").page(text), "run: python docs/impossible_page.py"
+    assert all(f"| {why} |" in text for reasons in IMPOSSIBLE.values() for why in reasons.values())
+
+
+def test_the_page_on_shrinking_names_every_pass_and_option() -> None:
+    from dataclasses import fields
+
+    from edgejoule import registry
+    from edgejoule.optimize import LEAVES
+
+    text = (ROOT / "docs" / "shrinking.md").read_text()
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.*)$", text.partition("## Recovery")[0], re.MULTILINE))
+    assert set(rows) == set(LEAVES)
+    for name in set(LEAVES) - {"prune_ffn"}:  # whose options are "the same" as those of the row above
+        assert not [option.name for option in fields(registry.create("pass", name)) if f"`{option.name}`" not in rows[name]], name
 
 
 def test_every_verb_is_documented() -> None:

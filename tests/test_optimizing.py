@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -172,6 +173,73 @@ def test_a_saved_network_needs_no_training_code(weights: str, tmp_path: Path) ->
     )
     done = subprocess.run([sys.executable, "-c", script, str(folder)], capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "VisionTransformer", done.stderr
+
+
+def test_a_saved_network_is_optimised_further_and_needs_its_folder_no_more(weights: str, tmp_path: Path) -> None:
+    bench = Bench(cache=tmp_path / "cache")
+    first = optimizing.save(made("prune_ffn(ratio=0.5)", weights, tmp_path / "cache"), tmp_path / "first", bench)
+    further = optimizing.optimize(find_model(str(first)), "auto", "prune_heads(ratio=0.5)", OptimizePlan(), bench)
+    assert further.label == "vit_digits | prune_ffn(ratio=0.5) | prune_heads(ratio=0.5)"
+    both = made("prune_ffn(ratio=0.5) | prune_heads(ratio=0.5)", weights, tmp_path / "cache")
+    second = optimizing.save(further, tmp_path / "second", bench)
+    shutil.rmtree(first)
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.allclose(zoo.load(second)(images), optimizing.network(both, bench)(images), rtol=1e-5, atol=1e-6)
+    assert str(tmp_path) not in (second / "architecture.json").read_text()
+
+
+def test_an_order_that_makes_no_sense_is_refused_across_saved_networks(weights: str, tmp_path: Path) -> None:
+    bench = Bench(cache=tmp_path / "cache")
+    folder = optimizing.save(made("merge_tokens(r=2)", weights, tmp_path / "cache"), tmp_path / "merged", bench)
+    with pytest.raises(SpecError, match="prune_heads cannot follow merge_tokens"):
+        optimizing.optimize(find_model(str(folder)), "auto", "prune_heads(ratio=0.5)", OptimizePlan(), bench)
+
+
+def test_what_does_not_come_back_is_neither_kept_nor_found_again(weights: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = zoo.load
+
+    def other(folder: Path, allow_code: bool = False) -> Any:
+        module = whole(folder, allow_code)
+        module.head.weight.data.add_(1.0)
+        return module
+
+    monkeypatch.setattr(zoo, "load", other)
+    for _ in range(2):
+        with pytest.raises(ModelError, match="cannot be written down"):
+            made("prune_ffn(ratio=0.5)", weights, tmp_path)
+    assert not list((tmp_path / "optimized").glob("[!.]*"))
+
+
+def test_code_of_ones_own_is_not_saved(tmp_path: Path) -> None:
+    spec = replace(find_model(MODEL), builder="custom(target='mine:net')")
+    with pytest.raises(SpecError, match="code of your own"):
+        optimizing.check_saveable(spec)
+
+
+def test_a_convolutional_network_has_no_layer_to_try(tmp_path: Path) -> None:
+    from edgejoule.sensitivity import sensitivity, trials_of
+
+    spec = find_model('timm(name="resnet18")')
+    with pytest.raises(ModelError, match="no pass knows a layer of"):
+        sensitivity(spec, "random", OptimizePlan(), "", Bench(cache=tmp_path))
+    trials = trials_of(zoo.build(zoo.identify(find_model(MODEL), weights="random")))
+    assert {trial.recipe.partition("(")[0] for trial in trials} == {"prune_heads", "prune_ffn", "prune_tokens", "qat"}
+
+
+def test_sensitivity_says_what_each_layer_costs_and_saves(weights: str, tmp_path: Path) -> None:
+    from edgejoule import sensitivity as joint
+
+    spec = find_model(MODEL)
+    bench = Bench(cache=tmp_path)
+    wanted = ("prune_ffn(layers=['blocks.0.mlp'], ratio=0.5)", "prune_heads(layers=['blocks.3.attn'], ratio=0.5)")
+    some = tuple(trial for trial in joint.trials_of(zoo.build(zoo.identify(spec, weights=weights))) if trial.recipe in wanted)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(joint, "trials_of", lambda module: some)
+        rows, failures = joint.sensitivity(spec, weights, SHORT, "onnxruntime", bench)
+    assert not failures and [row.layer for row in rows] == ["blocks.0.mlp", "blocks.3.attn"]
+    assert all(0.03 < row.saved_macs < 0.1 and 0.03 < row.saved_bytes < 0.1 and row.saved_time is not None for row in rows)
+    assert all(row.drop_points.low is not None and row.n_images == 193 for row in rows)
 
 
 def test_the_recipes_of_a_study_may_be_for_some_of_its_models() -> None:

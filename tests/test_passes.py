@@ -18,6 +18,7 @@ from edgejoule.errors import ModelError
 from edgejoule.optimize import LEAVES, impossible
 from edgejoule.seams import PassContext
 from edgejoule.study_file import OptimizePlan
+from edgejoule.zoo.optimized import contents, load
 from tests import families
 
 FAMILIES = (
@@ -88,8 +89,11 @@ def test_every_family_by_every_pass(family: str, name: str, tmp_path: Path) -> N
         return
     contracts.check_pass(text, module, spec, context(module, spec, tmp_path / "a"), images)
     changed, after = registry.create("pass", text)(module, spec, context(module, spec, tmp_path / "b"))
+    for file, content in contents(changed, after, text, {}).items():
+        (tmp_path / file).write_bytes(content)
     with torch.no_grad():
-        before = module(images)
+        before, seen = module(images), families.images(after)
+        assert distance(load(tmp_path)(seen), changed(seen)) < 1e-6
         if after.preprocessing == spec.preprocessing:
             assert (distance(changed(images), before) > 1e-4) is (name not in CHANGES_NOTHING)
         if identity is not None:

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from edgejoule.errors import ModelError
 
 PACKAGES = ("torch.nn.", "timm.", "edgejoule.")
-INTERNAL = frozenset({*nn.Module().__dict__, "training", "_is_hf_initialized"})
+CONFIGURATIONS = ("default_cfg", "pretrained_cfg")  # timm's: where weights came from, a path on some machine among it
+INTERNAL = frozenset({*nn.Module().__dict__, "training", "_is_hf_initialized", *CONFIGURATIONS})
 MOST_ELEMENTS = 1 << 33  # of one tensor that a description asks for
 Description = dict[str, Any]  # {module path: {"class", "attributes", "deleted", "tensors", "children"}}, JSON values
 
@@ -37,10 +38,11 @@ def described(module: nn.Module, base: nn.Module) -> Description:
 def tensors_of(module: nn.Module, base: nn.Module) -> dict[str, Tensor]:
     """All that must be kept of a network's tensors: its state, and the transient buffers that ``base`` does not make alike."""
     kept: dict[str, Tensor] = {name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
-    known = dict(base.named_buffers())
+    known, classes = dict(base.named_buffers()), {name: type(part) for name, part in base.named_modules()}
     for name, value in module.named_buffers():
-        alike = name in known and known[name].shape == value.shape and torch.equal(known[name], value)
-        if name not in kept and not alike:
+        owner = name.rpartition(".")[0]
+        same = name in known and _form("", known[name]) == _form("", value) and classes.get(owner) is type(module.get_submodule(owner))
+        if name not in kept and not (same and torch.equal(known[name], value)):
             kept[name] = value
     return {name: value.detach().cpu().contiguous().clone() for name, value in kept.items()}
 
@@ -48,7 +50,11 @@ def tensors_of(module: nn.Module, base: nn.Module) -> dict[str, Tensor]:
 def restored(base: nn.Module, changes: Description, tensors: Mapping[str, Tensor]) -> nn.Module:
     """The network again, in eval mode; ``base`` is used up. Raises ModelError for a description or tensors that do not fit."""
     try:
-        root = _changed("", base, changes)
+        root, asked = _changed("", base, changes), _asked(changes)
+        if lost := asked - set(tensors):
+            raise ModelError(f"the values of {', '.join(sorted(lost)[:3])} of an optimised network are not in its file: optimise again")
+        if strange := set(changes) - {name for name, _ in root.named_modules()}:
+            raise ModelError(f"the description of an optimised network names {min(strange)}, which it does not have: optimise again")
         transient = {name for name, _ in root.named_buffers()} - set(root.state_dict())
         with torch.no_grad():
             for name in transient & set(tensors):
@@ -62,6 +68,16 @@ def restored(base: nn.Module, changes: Description, tensors: Mapping[str, Tensor
         raise ModelError(f"the description of an optimised network does not fit ({said}): optimise again") from error
     root.eval()  # its result is not used: some networks' own eval() returns nothing
     return root
+
+
+def _asked(changes: Description) -> set[str]:
+    """The tensors that a description makes room for."""
+    return {
+        f"{path}.{name}" if path else name
+        for path, entry in changes.items()
+        for name, form in entry.get("tensors", {}).items()
+        if form is not None
+    }
 
 
 # ---------------------------------------------------------------- writing
@@ -163,7 +179,7 @@ def _changed(path: str, module: nn.Module | None, changes: Description) -> nn.Mo
     if module is None:
         raise ModelError(f"the description of an optimised network says nothing of {path}: optimise again")
     for name, value in entry.get("attributes", {}).items():
-        if name in INTERNAL or not name.isidentifier():
+        if name in INTERNAL or not name.isidentifier() or callable(getattr(type(module), name, None)):
             raise ModelError(f"{path}.{name} is no attribute that a description may set: optimise again")
         module.__dict__[name] = _value(value)
     for name in entry.get("deleted", ()):

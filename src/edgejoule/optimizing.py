@@ -10,13 +10,14 @@ from __future__ import annotations
 import importlib.metadata
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from edgejoule import calibration, data, registry, teaching
 from edgejoule.bench import Bench, Event, writable
+from edgejoule.catalog import find_model
 from edgejoule.errors import DataError, ModelError, OutputError, SpecError
 from edgejoule.plain import digest
 from edgejoule.records import Interval, ModelSpec, Variant
@@ -36,6 +37,11 @@ def check(recipes: Sequence[str], plan: OptimizePlan) -> None:
 
     for recipe in recipes:
         check_recipe(recipe, provided(plan))
+    teaching.find_recipe(plan.train or TRAIN)
+    for text in _taught(recipes):
+        teaching.check_distillation(teaching.with_teacher(text, plan.teacher, ()))
+    if plan.teacher:
+        find_model(plan.teacher)
     if plan.data:
         labelled = teaching.open_data(plan.data)
         if labelled.kind != "classification":
@@ -56,13 +62,15 @@ def optimize(spec: ModelSpec, weights: str, recipe: str, plan: OptimizePlan, ben
     """
     from edgejoule import zoo
     from edgejoule.optimize.recipe import check as check_recipe
-    from edgejoule.optimize.recipe import is_exact
+    from edgejoule.optimize.recipe import check_order, is_exact
 
     base = zoo.identify(spec, bench.seed, weights)
     recipe = registry.canonical(recipe)
     if is_exact(recipe):
         return replace(base, recipe=recipe)
     check_recipe(recipe, provided(plan))
+    if (folder := _saved_in(spec)) is not None:
+        check_order(f"{zoo.read_note(folder)['recipe']} | {recipe}")
     return _made(base, recipe, plan, bench)
 
 
@@ -92,12 +100,21 @@ def place(cache: Path, key: str) -> Path:
     return cache / "optimized" / key
 
 
+def check_saveable(spec: ModelSpec) -> None:
+    """Raises SpecError for a network of a user's own code, which a folder cannot bring along."""
+    if registry.parse(spec.builder).name == "custom":
+        raise SpecError(
+            f"{spec.name} is code of your own, which a saved network cannot bring: say --recipe to edgejoule compile or measure instead"
+        )
+
+
 def save(variant: Variant, out: Path, bench: Bench) -> Path:
     """The network's folder (model.safetensors, architecture.json), whole or not at all. Raises OutputError for one that is there."""
     from edgejoule import zoo
 
     if out.exists():
         raise OutputError(f"{out} is there already: name a new folder with --out")
+    check_saveable(variant.spec)
     if variant.optimized:
         files = {name: (place(bench.cache, variant.optimized) / name).read_bytes() for name in zoo.OPTIMIZED_FILES}
     else:
@@ -200,7 +217,14 @@ def _made(base: Variant, recipe: str, plan: OptimizePlan, bench: Bench) -> Varia
     folder = place(bench.cache, key)
     if not _is_whole(folder):
         _make(base, recipe, plan, key, bench)
-    return replace(base, spec=zoo.spec_after(zoo.read_note(folder), str(folder)), recipe=recipe, optimized=key)
+    spec = replace(zoo.spec_after(zoo.read_note(folder), str(folder)), name=base.spec.name, builder=base.spec.builder)
+    return replace(base, spec=spec, recipe=recipe, optimized=key)
+
+
+def _saved_in(spec: ModelSpec) -> Path | None:
+    """The folder of a network that was saved, and is optimised further."""
+    call = registry.parse(spec.builder)
+    return Path(str(call.options["path"])) if call.name == "optimized" else None
 
 
 def _make(base: Variant, recipe: str, plan: OptimizePlan, key: str, bench: Bench) -> None:
@@ -234,23 +258,26 @@ def _make(base: Variant, recipe: str, plan: OptimizePlan, key: str, bench: Bench
         changed, spec = apply(last, module, before.spec, context)
         spec = replace(spec, published=None)
         files = zoo.contents(changed, spec, recipe, _facts(base, plan))
-        _write(folder, files)
-        _compare(folder, changed, spec)
+        _write(folder, files, lambda written: _compare(written, changed, spec))
         shutil.rmtree(workdir, ignore_errors=True)
 
 
 def _compare(folder: Path, changed: Any, spec: ModelSpec) -> None:
-    """What was saved computes what was in memory, on photographs. Raises ModelError, and removes the folder, where it does not."""
+    """What was saved computes what was in memory, on photographs. Raises ModelError where it does not."""
     import torch
 
     from edgejoule import zoo
 
     images = torch.from_numpy(data.normalise(data.crops(CHECKED, spec.preprocessing), spec.preprocessing))  # (N, C, H, W)
-    with torch.no_grad():
-        expected, found = changed(images), zoo.load(folder, allow_code=True)(images)
+    again = zoo.load(folder, allow_code=True)
+    try:
+        with torch.no_grad():
+            expected, found = changed(images), again(images)
+    except Exception as error:  # a network raises whatever its parts raise
+        said = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise ModelError(f"{spec.name} does not run on images of {spec.preprocessing.input_size} ({said}): check its input size") from error
     apart = float((found - expected).norm() / expected.norm().clamp_min(1e-30))
     if not apart <= LIKE:
-        shutil.rmtree(folder, ignore_errors=True)
         raise ModelError(
             f"{spec.name} comes back {apart:.2g} away from what was saved: one of its passes keeps something that cannot be written down"
         )
@@ -271,17 +298,27 @@ def _key(base: Variant, recipe: str, plan: OptimizePlan) -> str:
 
     spec = base.spec
     made_of: list[Any] = [VERSION, spec.builder, spec.num_classes, spec.preprocessing, base.weights, base.weights_id, base.seed, recipe]
+    if registry.parse(spec.builder).name == "custom":  # its weights may be the same after its code has changed
+        from edgejoule import zoo
+
+        made_of += [repr(zoo.build(base))]
     needs = frozenset[str]().union(*(one.needs for _, one in passes(recipe)))
     if needs:
         made_of += [calibration.identity(spec, plan.data or "auto")]
     if "training" in needs:
         made_of += [teaching.canonical_recipe(plan.train or TRAIN)]
-        texts = [getattr(one, name, "") for _, one in passes(recipe) for name in ("spelling", "distill")]
-        made_of += [
-            teaching.teacher_id(teaching.with_teacher(text, plan.teacher, plan.trained)) for text in texts if isinstance(text, str) and text
-        ]
+        texts = _taught([recipe])
+        made_of += [teaching.teacher_id(teaching.with_teacher(text, plan.teacher, plan.trained)) for text in texts]
     versions = {name: importlib.metadata.version(name) for name in ("torch", "timm")}
     return digest([*made_of, versions])
+
+
+def _taught(recipes: Sequence[str]) -> list[str]:
+    """The distillations that the passes of recipes will ask for, as they spell them."""
+    from edgejoule.optimize.recipe import passes
+
+    found = [getattr(one, name, "") for recipe in recipes for _, one in passes(recipe) for name in ("spelling", "distill")]
+    return [text for text in found if isinstance(text, str) and text]
 
 
 def _facts(base: Variant, plan: OptimizePlan) -> dict[str, Any]:
@@ -304,8 +341,8 @@ def _is_whole(folder: Path) -> bool:
     return True
 
 
-def _write(folder: Path, files: dict[str, bytes]) -> None:
-    """A new folder of files, whole or not at all. Raises OutputError."""
+def _write(folder: Path, files: dict[str, bytes], checked: Callable[[Path], None] = lambda written: None) -> None:
+    """A new folder of files, whole and ``checked`` or not at all. Raises OutputError, and what ``checked`` raises."""
     home = folder.parent
     try:
         home.mkdir(parents=True, exist_ok=True)
@@ -313,6 +350,7 @@ def _write(folder: Path, files: dict[str, bytes]) -> None:
         try:
             for name, content in files.items():
                 (partial / name).write_bytes(content)
+            checked(partial)
             partial.chmod(0o755)
             shutil.rmtree(folder, ignore_errors=True)
             partial.rename(folder)

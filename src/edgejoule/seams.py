@@ -199,7 +199,7 @@ class Backend(Protocol):
 
     Optional: ``environment`` names the worker environment (``environments.py``) in which it compiles or runs where its packages are not
     in this one; ``runs_here() -> str | None`` says why a file that can be compiled here cannot be loaded here (``probe`` is of both
-    without it); ``handover(artifact) -> Handover``.
+    without it); ``handover(artifact) -> Handover``; ``learned``, True where int8 runs networks that were trained for it.
     """
 
     @property

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -20,6 +20,7 @@ from edgejoule import compiling, data, optimizing, registry, stages, teaching
 from edgejoule.bench import Bench, Event, cores
 from edgejoule.datasets.classification import paired_difference
 from edgejoule.errors import OF_ONE_MODEL, BackendError, ModelError
+from edgejoule.optimize.groups import Group
 from edgejoule.optimize.heads import find_heads
 from edgejoule.optimize.impossible import reason
 from edgejoule.optimize.neurons import find_neurons
@@ -44,15 +45,23 @@ class Trial:
 
 def trials_of(module: Any) -> tuple[Trial, ...]:
     """What can be tried on a network: half of each block's heads and neurons gone, its tokens cut, its layers in int8; in layer order."""
-    heads, neurons = ([group.name for group in find(module)] for find in (find_heads, find_neurons))
+    heads, neurons = (_names(find, module) for find in (find_heads, find_neurons))
     order = {name: place for place, (name, _) in enumerate(module.named_modules())}
     found = [Trial(name, _spelled("prune_heads", layers=[name], ratio=RATIO)) for name in heads]
     found += [Trial(name, _spelled("prune_ffn", layers=[name], ratio=RATIO)) for name in neurons]
     if reason("qat", module) is None:
         found += [Trial(name, _spelled("qat", layers=[name], epochs=0)) for name in dict.fromkeys((*heads, *neurons))]
-    if reason("prune_tokens", module) is None:
+    if reason("prune_tokens", module) is None and hasattr(module, "blocks"):
         found += [Trial(f"blocks.{i}", _spelled("prune_tokens", layers=[i], keep=KEEP)) for i in range(1, len(module.blocks))]
     return tuple(sorted(found, key=lambda trial: (order.get(trial.layer, 0), trial.recipe)))
+
+
+def _names(find: Callable[[Any], Sequence[Group]], module: Any) -> list[str]:
+    """The blocks that a finder knows; none of a network whose units are coupled."""
+    try:
+        return [group.name for group in find(module)]
+    except ModelError:
+        return []
 
 
 def sensitivity(
@@ -62,6 +71,8 @@ def sensitivity(
 
     Raises ModelError where nothing can be tried on the network, and what building it or reading the data raises.
     """
+    for kind in (backend, _int8(backend)) if backend else ():
+        registry.create("backend", kind)
     plain = optimizing.optimize(spec, weights, "", plan, bench)
     module = optimizing.network(plain, bench)
     trials = trials_of(module)

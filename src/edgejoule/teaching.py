@@ -5,7 +5,6 @@ Knows no loop, no store and no pass.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from edgejoule import registry
 from edgejoule.catalog import find_model
 from edgejoule.errors import DataError, SpecError, TrainingError
+from edgejoule.optimize.copies import copied
 from edgejoule.plain import encode
 from edgejoule.records import ModelSpec
 
@@ -47,6 +47,15 @@ def canonical_recipe(text: str) -> str:
     from edgejoule.train import recipes
 
     return recipes.canonical(text)
+
+
+def check_distillation(text: str) -> None:
+    """Raises SpecError and UnknownNameError for a distillation that cannot be read or names a teacher that is not there."""
+    from edgejoule.train import distil
+
+    plan = distil.parse(text if _names_teacher(text) else with_teacher(text, BEGAN, ()))
+    if plan.shared.teacher != BEGAN:
+        find_model(plan.shared.teacher)
 
 
 def teacher_id(text: str) -> str:
@@ -89,7 +98,7 @@ def distiller(text: str, spec: ModelSpec, seed: int, start: tuple[Any, ModelSpec
     if _names_teacher(text):
         return named_distiller(text, spec, seed)
     plan = distil.parse(with_teacher(text, BEGAN, ()))
-    module, its = copy.deepcopy(start[0]), start[1]  # a teacher's parameters stop learning, and the recipe still needs its own
+    module, its = copied(start[0]), start[1]  # a teacher's parameters stop learning, and the recipe still needs its own
     if random:
         raise TrainingError(
             f"{its.name} has random weights, which teach nothing: name a trained teacher, as in distill(teacher=..., weights=...), "

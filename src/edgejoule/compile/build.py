@@ -187,6 +187,7 @@ def _share_one(some: np.ndarray[Any, Any], others: np.ndarray[Any, Any]) -> bool
 
 def _compile(order: _Order, folder: Path, network_input: np.ndarray[Any, Any]) -> Artifact:
     """Runs the backend in the artifact's folder, all of whose files are then the artifact; the result has no parity yet."""
+    _check_learned(order)
     notes: dict[str, str] = {}
     context = _context(order, folder, network_input, notes)
     try:
@@ -213,6 +214,17 @@ def _compile(order: _Order, folder: Path, network_input: np.ndarray[Any, Any]) -
         build_key=order.key,
         notes=notes,
     )
+
+
+def _check_learned(order: _Order) -> None:
+    """Raises BackendError where a network that was trained for int8 meets a backend that does not know how to run it so."""
+    if not any(hasattr(part, "weight_shape") for part in order.export.module.modules()):
+        return
+    if order.backend.precision != "int8" or not getattr(order.backend, "learned", False):
+        raise BackendError(
+            f"{order.backend_text} cannot run {order.variant.label}, which was trained for int8 (qat): "
+            "use onnxruntime, openvino or executorch with precision='int8'"
+        )
 
 
 def _context(order: _Order, folder: Path, network_input: np.ndarray[Any, Any], notes: dict[str, str]) -> CompileContext:

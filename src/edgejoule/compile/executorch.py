@@ -38,6 +38,7 @@ _OPEN: weakref.WeakSet[ExecuTorchSession] = weakref.WeakSet()  # they hold on to
 class ExecuTorch:
     """``int8``: linear layers and convolutions, weights by channel, activations scaled at every inference. ``soc`` is qnn's."""
 
+    learned: ClassVar[bool] = True  # runs networks that were trained for int8
     precision: Literal["fp32", "int8"] = "fp32"
     partitioner: Literal["xnnpack", "coreml", "openvino", "qnn", "vulkan", "none"] = "xnnpack"
     soc: str = "SM8650"

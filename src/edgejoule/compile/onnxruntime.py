@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from edgejoule.compile.onnxruntime_handover import CPP, INSTALL, PYTHON
 from edgejoule.compile.onnxruntime_sessions import CONFIG, INT8_CONFIG, PROVIDER, audit_file, open_session, providers
@@ -41,6 +41,7 @@ class OnnxRuntime:
     The fields after ``device`` belong to int8; those after ``mode`` to its static quantisation, as in ``quantize.Options``.
     """
 
+    learned: ClassVar[bool] = True  # runs networks that were trained for int8
     precision: Literal["fp32", "int8"] = "fp32"
     device: Literal["cpu", "cuda"] = "cpu"
     mode: Literal["static", "dynamic"] = "static"

@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from edgejoule.compile.cpu import sums_exactly
 from edgejoule.compile.openvino_import import core, import_openvino
@@ -43,6 +43,7 @@ class OpenVino:
     ``rewrite``: the graph is put in the order in which the processor plugin is fast (``openvino_rewrite``); results differ by rounding.
     """
 
+    learned: ClassVar[bool] = True  # runs networks that were trained for int8
     precision: Literal["fp32", "bf16", "fp16", "int8"] = "fp32"
     device: Literal["cpu", "gpu", "npu"] = "cpu"
     streams: int = 1

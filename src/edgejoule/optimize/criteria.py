@@ -6,7 +6,6 @@ between groups only after each was scaled (``allocation.py``).
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, get_args
 
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from edgejoule.errors import ModelError
+from edgejoule.optimize.copies import copied, forget_caches
 from edgejoule.optimize.groups import Group, sums
 from edgejoule.seams import Held
 
@@ -125,35 +125,6 @@ def _truth(logits: Any, labels: Tensor | None) -> Tensor:
             f"labels go from {int(labels.min())} to {int(labels.max())}, and it has {logits.shape[1]} classes: use its own data"
         )
     return labels.long()
-
-
-def copied(module: nn.Module) -> nn.Module:
-    """A deep copy in eval mode, also of a network that keeps results of its parameters between calls (attention biases).
-
-    Raises ModelError for a network that cannot be copied.
-    """
-    memo: dict[int, Any] = {}
-    for part in module.modules():
-        for value in vars(part).values():
-            for kept in value.values() if isinstance(value, dict) else (value,):
-                if isinstance(kept, Tensor) and kept.grad_fn is not None:  # which torch refuses to copy
-                    memo[id(kept)] = kept.detach().clone()
-    try:
-        with torch.inference_mode(False):  # whoever calls: gradients may be asked for
-            twin = copy.deepcopy(module, memo)
-    except (RuntimeError, TypeError, ValueError, AttributeError, copy.Error) as error:
-        said = (str(error).splitlines() or [""])[0][:200]
-        raise ModelError(
-            f"it cannot be copied ({said}): let it keep no locks, open files or tensors with a history of gradients"
-        ) from error
-    forget_caches(twin)
-    return twin
-
-
-def forget_caches(module: nn.Module) -> None:
-    """Attention blocks that keep biases between evaluations let go of them in training mode only."""
-    module.train()
-    module.eval()  # not in one breath: some networks' train() gives None
 
 
 def _finite(scores: dict[str, Tensor]) -> dict[str, Tensor]:

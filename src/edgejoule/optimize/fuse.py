@@ -9,7 +9,6 @@ Knows no backend; trains nothing.
 from __future__ import annotations
 
 import contextlib
-import copy
 import io
 import logging
 import warnings
@@ -24,6 +23,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from edgejoule import data
 from edgejoule.errors import ModelError
 from edgejoule.optimize.branches import Merged, distance, merge_branches, merge_residuals, replace
+from edgejoule.optimize.copies import copied, forget_caches
 from edgejoule.optimize.folding import Affine, affine_of_norm, affine_of_scale, fold_into_following, fold_into_preceding
 from edgejoule.optimize.pairs import LAYER_SCALES, Fold, bare_activation, find_folds
 from edgejoule.records import ModelSpec
@@ -81,7 +81,7 @@ def fused_report(
     its own rounding errors beyond that (``Fused.error`` says how far).
     """
     called = name or type(module).__name__
-    twin = _copied(module, called)
+    twin = copied(module, called)
     images = photo_like(2, input_size) if images is None else images
     images = images.to(next((p for p in twin.parameters() if p.is_floating_point()), images))  # its type and device
     if images.dtype not in (torch.float32, torch.float64):
@@ -109,43 +109,19 @@ def _fuse_in_place(twin: nn.Module, images: Tensor, called: str) -> tuple[Merged
     for fold in folds:
         _apply(twin, fold)
     merged.residuals += merge_residuals(twin)
-    _forget_caches(twin)
+    forget_caches(twin)
     return merged, folds
-
-
-def _copied(module: nn.Module, called: str) -> nn.Module:
-    """A deep copy in eval mode, also of a network that keeps results of its parameters between calls (attention biases)."""
-    memo: dict[int, Any] = {}
-    for part in module.modules():
-        for value in vars(part).values():
-            for kept in value.values() if isinstance(value, dict) else (value,):
-                if isinstance(kept, Tensor) and kept.grad_fn is not None:  # which torch refuses to copy
-                    memo[id(kept)] = kept.detach().clone()
-    try:
-        twin = copy.deepcopy(module, memo)
-    except (RuntimeError, TypeError, ValueError, AttributeError, copy.Error) as error:
-        raise ModelError(
-            f"{called} cannot be copied ({_line(error)}): let it keep no locks, open files or tensors with a history of gradients"
-        ) from error
-    _forget_caches(twin)
-    return twin
 
 
 def _exact_distance(plain: nn.Module, images: Tensor, called: str) -> float | None:
     """The distance in float64, the fused weights too: what is left is not rounding. None for networks that do not run in float64."""
     try:
-        expected = _outputs(_copied(plain, called).double(), images.double(), called)
-        twin = _copied(plain, called).double()
+        expected = _outputs(copied(plain, called).double(), images.double(), called)
+        twin = copied(plain, called).double()
         _fuse_in_place(twin, images.double(), called)
         return distance(_outputs(twin, images.double(), called), expected)
     except ModelError:  # constants or buffers that insist on float32
         return None
-
-
-def _forget_caches(module: nn.Module) -> None:
-    """Attention blocks that keep biases between evaluations let go of them in training mode only."""
-    module.train()
-    module.eval()
 
 
 def photo_like(count: int, input_size: tuple[int, int, int]) -> Tensor:

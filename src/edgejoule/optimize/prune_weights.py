@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from edgejoule.errors import ModelError, SpecError
-from edgejoule.optimize.criteria import CRITERIA, Criterion, copied, weight_importance
+from edgejoule.optimize.copies import copied
+from edgejoule.optimize.criteria import CRITERIA, Criterion, weight_importance
 from edgejoule.optimize.impossible import refuse
 from edgejoule.optimize.pruning import PATTERNS, check_name, check_ratio, held_images, needs_of
 from edgejoule.records import ModelSpec

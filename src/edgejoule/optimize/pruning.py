@@ -15,7 +15,8 @@ from torch import nn
 
 from edgejoule.errors import ModelError, SpecError
 from edgejoule.optimize.allocation import ALLOCATIONS, allocate, least_ratio
-from edgejoule.optimize.criteria import CRITERIA, IMAGES, ON_IMAGES, copied, forget_caches, importance
+from edgejoule.optimize.copies import copied, forget_caches
+from edgejoule.optimize.criteria import CRITERIA, IMAGES, ON_IMAGES, importance
 from edgejoule.optimize.groups import Group, parameters_of, remove
 from edgejoule.optimize.impossible import refuse
 from edgejoule.records import ModelSpec
@@ -75,7 +76,9 @@ def pruned(
         twin = copied(module)
         groups = _named(choice, tuple(find(twin)))
         if not groups:
-            raise ModelError(f"it has no block whose {choice.kind} are known to be free to leave; leave the pass out of the recipe")
+            raise ModelError(
+                f"it has no block of two or more {choice.kind} that are known to be free to leave; leave the pass out of the recipe"
+            )
         held = held_images(choice.name, choice.criterion, spec, context) if choice.ratio else None
         dropped = _dropped(choice, twin, groups, held, context.seed) if choice.ratio else {}
     except ModelError as error:

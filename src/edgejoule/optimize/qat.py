@@ -8,7 +8,6 @@ least on training images, and are trained with the weights (``fake_quantise.py``
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from edgejoule import registry
 from edgejoule.errors import ModelError, SpecError
+from edgejoule.optimize.copies import copied
 from edgejoule.optimize.fake_quantise import FakeQuantisedConv2d, FakeQuantisedLinear, LearnedGrid, least_range
 from edgejoule.optimize.impossible import refuse
 from edgejoule.optimize.pruning import names_of
@@ -68,7 +68,7 @@ class Qat:
     def __call__(self, module: nn.Module, spec: ModelSpec, context: PassContext) -> tuple[nn.Module, ModelSpec]:
         """The network with int8 layers, in eval mode, and the spec as it is. Raises ModelError; of ``fit`` TrainingError and DataError."""
         if self.bits == 32:
-            return copy.deepcopy(module), spec
+            return copied(module), spec
         refuse("qat", module, spec.name)
         if context.data is None or (self.epochs > 0 and context.fit is None):
             raise SpecError("qat needs training images, and with epochs training: give the recipe a data set, or leave qat out of it")

@@ -57,6 +57,11 @@ def check(recipe: str, provided: frozenset[str] = frozenset({"calibration"})) ->
             raise SpecError(
                 f"the pass {text} needs {what}, and there is no labelled data: name it with --data, or in a study's table [train]"
             )
+    check_order(recipe)
+
+
+def check_order(recipe: str) -> None:
+    """Raises SpecError where a pass stands behind one that it cannot follow."""
     names = [call.name for call in registry.parse_recipe(recipe)]
     for place, later in enumerate(names):
         for earlier in names[:place]:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import copy
-
 from torch import nn
 
 from edgejoule.errors import SpecError
+from edgejoule.optimize.copies import copied
 from edgejoule.records import ModelSpec
 from edgejoule.seams import PassContext
 
@@ -24,10 +23,8 @@ def check_length(name: str, epochs: float, lr: float) -> None:
 def recovered(name: str, module: nn.Module, spec: ModelSpec, context: PassContext, epochs: float, lr: float, distill: str) -> nn.Module:
     """A copy, trained for so many epochs (none: as it was), in eval mode. Raises SpecError where there is nothing to train on."""
     if epochs == 0:
-        twin = copy.deepcopy(module)
-        twin.eval()  # its result is not used: some networks' own eval() returns nothing
-        return twin
+        return copied(module)
     if context.fit is None:
         raise SpecError(f"{name} needs training data: name it with --data, or in a study's table [train]")
-    trained: nn.Module = context.fit(module, spec, epochs=epochs, lr=lr, distill=distill)
+    trained: nn.Module = context.fit(copied(module), spec, epochs=epochs, lr=lr, distill=distill)
     return trained

@@ -9,7 +9,6 @@ Knows nothing of accuracy at the new size: let ``finetune`` or ``distill`` follo
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import math
 import warnings
@@ -22,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from edgejoule.errors import ModelError, SpecError
+from edgejoule.optimize.copies import copied
 from edgejoule.optimize.impossible import refuse
 from edgejoule.optimize.positions import offset_index, resample_offsets, resample_signed
 from edgejoule.optimize.windows import WindowedAttention
@@ -34,6 +34,7 @@ from timm.layers import PatchEmbed, to_2tuple  # noqa: E402
 from timm.models.levit import Downsample  # noqa: E402
 from timm.models.swin_transformer import SwinTransformer  # noqa: E402
 
+MOST = 8192  # pixels
 TRIES, STEP = 4, 16  # sizes that are tried on either side of one that does not work; pixels between them where there are no patches
 WRONG = (ModelError, RuntimeError, AssertionError, ValueError, TypeError, IndexError)  # what networks raise at sizes that they do not take
 
@@ -48,8 +49,8 @@ class Resize:
     px: int = 192
 
     def __post_init__(self) -> None:
-        if type(self.px) is not int or self.px < 1:
-            raise SpecError(f"resize's px is {self.px!r}: it is the side of a square image in pixels, one whole number from 1 on")
+        if type(self.px) is not int or not 1 <= self.px <= MOST:
+            raise SpecError(f"resize's px is {self.px!r}: it is the side of a square image in pixels, one whole number from 1 to {MOST}")
 
     @property
     def needs(self) -> frozenset[Any]:
@@ -62,7 +63,7 @@ class Resize:
         if height != width:
             raise ModelError(f"resize cannot work on {spec.name}: it takes {height}x{width} images, and only square ones can be resized")
         if self.px == height:
-            return _copied(module), spec
+            return copied(module), spec
         try:
             twin = resized(module, channels, height, self.px)
         except WRONG as error:
@@ -78,7 +79,7 @@ class Resize:
 
 def resized(module: nn.Module, channels: int, old: int, px: int) -> nn.Module:
     """A copy of a network for ``old`` pixels, in eval mode, that has run at ``px``. Raises what the network raises where it cannot."""
-    twin: Any = _copied(module)
+    twin: Any = copied(module)
     embed = getattr(twin, "patch_embed", None)
     patch = _patch(twin)
     if patch is not None and px % patch and not embed.dynamic_img_pad:  # type: ignore[union-attr]
@@ -250,14 +251,3 @@ def _neighbours(module: nn.Module, channels: int, old: int, px: int) -> tuple[in
             found.append(size)
             break
     return tuple(sorted(found))
-
-
-def _copied(module: nn.Module) -> nn.Module:
-    """A deep copy in eval mode that kept no biases between evaluations: they may have a history, which torch refuses to copy."""
-    memo: dict[int, Any] = {}
-    for part in module.modules():
-        if (cache := vars(part).get("attention_bias_cache")) is not None:
-            memo[id(cache)] = {}
-    twin = copy.deepcopy(module, memo)
-    twin.eval()  # its result is not used: some networks' own eval() gives nothing
-    return twin

@@ -7,7 +7,6 @@ takes apart; the last gives plain tokens. So a network works that calls its bloc
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from edgejoule.errors import ModelError
 from edgejoule.optimize import matching
+from edgejoule.optimize.copies import copied
 from edgejoule.optimize.impossible import family_of, refuse
 from edgejoule.optimize.token_attention import OpenAttention, opened, standing_in
 
@@ -223,7 +223,7 @@ def rebuilt(
         )
     if any(isinstance(part, TokenBlock) for part in module.modules()):
         raise ModelError(f"{name} cannot work on {model}: its tokens become fewer already; name one such pass in a recipe")
-    twin = copy.deepcopy(module)
+    twin = copied(module)
     blocks: Any = twin.blocks
     for number, block in enumerate(list(blocks)):
         path = f"{type(block).__module__}.{type(block).__name__}"

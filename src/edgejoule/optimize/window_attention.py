@@ -7,13 +7,13 @@ blocks, with or without prefix tokens); others are in ``impossible.py``. Trains 
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
 from edgejoule.errors import ModelError, SpecError
+from edgejoule.optimize.copies import copied
 from edgejoule.optimize.impossible import refuse
 from edgejoule.optimize.pruned_attention import PrunedRelPosAttention
 from edgejoule.optimize.windows import WindowedAttention, dividing
@@ -57,8 +57,7 @@ class WindowAttention:
     def __call__(self, module: nn.Module, spec: ModelSpec, context: PassContext) -> tuple[nn.Module, ModelSpec]:
         """A copy in eval mode with attention within windows, and the spec as it is."""
         refuse("window_attention", module, spec.name)
-        twin: Any = copy.deepcopy(module)
-        twin.eval()
+        twin: Any = copied(module)
         grid = grid_of(twin, spec)
         if self.size not in dividing(grid):
             named = ", ".join(map(str, dividing(grid)))

@@ -31,6 +31,11 @@ GLOSSARY = (
     ("NetScore", "A score from accuracy, parameters and multiply-adds alone, without a device: 20 × log10(top-1² ÷ √(params × MACs))."),
     ("Params, MACs", "The network's learned numbers (millions), and its multiply-adds for one image (billions)."),
     ("On the front", "No other row is at least as accurate for less (energy or time), so it is a sensible choice for some budget."),
+    (
+        "Worth it?",
+        "Of a network that a recipe changed: does a plain one of this ranking do as well? No: one is at least as accurate for no more. "
+        "Yes: none is, beyond the 95 % intervals. Not shown: the intervals leave it open. Plain networks that were not run are not in it.",
+    ),
     ("Gross and above idle", "Gross energy is all that the sensor saw. Above idle subtracts what the machine draws doing nothing."),
     ("Grade", "How far the energy can be trusted: " + "; ".join(f"{key} {words}" for key, words in f.GRADES.items()) + "."),
     ("Scope", "What the sensor covers: the processor package, the module, the whole board, the wall socket."),

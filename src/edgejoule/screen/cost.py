@@ -112,5 +112,5 @@ def count(module: torch.nn.Module, input_size: tuple[int, int, int]) -> Cost:
         module.train()  # some attention blocks keep biases between evaluations and let go of them only in training mode
         module.train(training)
     params = sum(parameter.numel() for parameter in module.parameters())
-    params += sum(math.prod(part.weight_shape) for part in module.modules() if hasattr(part, "weight_shape"))  # whole numbers, in buffers
+    params += sum(math.prod(getattr(part, "weight_shape", (0,))) for part in module.modules())  # whole numbers, kept in buffers
     return Cost(params=params, macs=counter.macs, activation_bytes=counter.elements * FLOAT32_BYTES, input_size=input_size)

@@ -46,6 +46,7 @@ def optimize(
         folder = out or _free(Path("optimized"), spec.name)
         if folder.exists():
             raise SpecError(f"{folder} is there already: name a new folder with --out")
+        optimizing.check_saveable(spec)
         variant = optimizing.optimize(spec, weights, recipe, plan, bench)
         found = optimizing.shrunk(spec, weights, variant, plan, bench)
         optimizing.save(variant, folder, bench)

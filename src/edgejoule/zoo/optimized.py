@@ -70,9 +70,17 @@ def base_of(spec: ModelSpec) -> torch.nn.Module:
 
 
 def contents(module: torch.nn.Module, spec: ModelSpec, recipe: str, facts: dict[str, Any]) -> dict[str, bytes]:
-    """The files of a network: {name: bytes}. ``spec`` is its row after the recipe. Raises ModelError for what cannot be written down."""
+    """The files of a network: {name: bytes}. ``spec`` is its row after the recipe. Raises ModelError for what cannot be written down.
+
+    What was made of a saved network is described from the same builder as that, not from its folder, and bears both recipes.
+    """
     from safetensors.torch import save
 
+    call = registry.parse(spec.builder)
+    if call.name == "optimized":
+        before = read_note(Path(str(call.options["path"])))
+        first = _base_spec(before, str(call.options["path"]))
+        spec, recipe = replace(spec, name=first.name, builder=first.builder), f"{before['recipe']} | {recipe}"
     base = base_of(spec)
     weights = save(tensors_of(module, base))
     note = {
@@ -133,7 +141,10 @@ def _base_spec(note: dict[str, Any], where: str, allow_code: bool = False) -> Mo
         spec = decode(ModelSpec, note["spec"])
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise ModelError(f"{where} does not say which network it is ({error}): optimise again") from error
-    if registry.parse(spec.builder).name == "custom" and not allow_code:
+    builder = registry.parse(spec.builder).name
+    if builder == "optimized":
+        raise ModelError(f"{where} is described by another folder: optimise again")
+    if builder == "custom" and not allow_code:
         raise ModelError(f"{where} is of code of your own ({spec.builder}), which a saved network cannot bring: build it in Python")
     return spec
 
