@@ -1,5 +1,6 @@
 # Two commands for everyone: make run, make test. For developers: make check (what CI runs), make test-all, make format.
 PYTHON ?= python3
+PROCESSES ?= 2
 BIN := .venv/bin
 export EDGEJOULE_ENVIRONMENTS ?= $(CURDIR)/.venv/environments
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -41,12 +42,12 @@ run: .venv/host
 
 test: .venv/test
 	@echo "== running the tests (browser tests are skipped where Chromium is missing)"
-	@$(BIN)/python -m pytest -m "not study" -rs
+	@$(BIN)/python -m pytest -m "not study" -rs -n $(PROCESSES) --dist loadfile
 	@echo "== all green. Next: make run, or edgejoule --help (in .venv/bin)"
 
 test-all: .venv/test .venv/environments/made
 	@echo "== running all tests, the long studies too"
-	@$(BIN)/python -m pytest -rs
+	@$(BIN)/python -m pytest -rs -n $(PROCESSES) --dist loadfile
 
 check: .venv/test .venv/environments/made
 	@echo "== format, lint, types"
