@@ -20,7 +20,7 @@ from edgejoule.optimize.copies import copied
 from edgejoule.optimize.criteria import BATCH, CRITERIA, importance, weight_importance
 from edgejoule.optimize.groups import parameters_of
 from edgejoule.optimize.neurons import find_neurons
-from edgejoule.optimize.pruning import Choice, credit, held_images
+from edgejoule.optimize.pruning import Choice, held_images
 from edgejoule.seams import Held, PassContext
 from tests import families
 
@@ -246,9 +246,3 @@ def test_options_that_mean_nothing_are_refused() -> None:
     for round_to in (0, -8, 1.5, True):
         with pytest.raises(SpecError, match="expected a whole number"):
             dataclasses.replace(sound, round_to=round_to)  # type: ignore[arg-type]
-
-
-def test_zeros_are_credited_with_size_alone() -> None:
-    assert {credit(pattern) for pattern in ("unstructured", "2:4")} == {"size only"}
-    with pytest.raises(SpecError, match=r"pattern='1:4': expected 'unstructured' or '2:4'"):
-        credit("1:4")

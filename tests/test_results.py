@@ -102,3 +102,11 @@ def test_latencies_stand_beside_a_printed_table_recipe_by_recipe_and_machine_by_
     seconds = besides([replace(found[0], model="edgevit_xxs_coco"), found[1]], RankPlan(beside="edgevit_table7"))[0]
     assert {row.model: row.here for row in seconds.rows if row.here} == {"EdgeViT-XXS": 0.01} and seconds.unmatched == ("edgevit_s",)
     assert "Not in the printed table: edgevit_s." in beside_section(seconds) and "Here, s" in beside_section(seconds)
+
+
+def test_what_saves_bytes_alone_says_so() -> None:
+    from edgejoule.results import _of_size_only
+
+    (doubt,) = _of_size_only("deit_tiny | fuse | prune_weights(pattern='2:4') | qat(bits=4)")
+    assert doubt.code == "size_only" and "prune_weights(pattern='2:4') and qat(bits=4)" in doubt.seen
+    assert _of_size_only("deit_tiny") == () == _of_size_only("deit_tiny | prune_ffn(ratio=0.3) | qat(epochs=2)")

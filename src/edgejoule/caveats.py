@@ -335,6 +335,11 @@ TABLE: dict[str, tuple[Severity, str, str]] = {
         "The study's baseline is not among the measured models, so no energy saved is counted.",
         "See why it failed, or name another baseline.",
     ),
+    "size_only": (
+        "note",
+        "Zeros in weights, and weights of 4 bits, save bytes of the file and no time: no backend here asks its runtime for kernels that use them.",
+        "Compress the file to see it shrink; for time, prune structures (prune_heads, prune_ffn) or run in int8.",
+    ),
     "slower_than_plain": (
         "warn",
         "The recipe costs time here instead of saving it: fewer multiply-adds do not promise a lower latency.",

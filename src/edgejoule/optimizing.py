@@ -34,6 +34,7 @@ LIKE = 1e-5  # relative: what was saved against what was in memory
 def check(recipes: Sequence[str], plan: OptimizePlan) -> None:
     """Raises before any work for a pass that is not there, stands in a bad order, or needs data that nobody named."""
     from edgejoule.optimize.recipe import check as check_recipe
+    from edgejoule.optimize.recipe import passes
 
     for recipe in recipes:
         check_recipe(recipe, provided(plan))
@@ -42,7 +43,7 @@ def check(recipes: Sequence[str], plan: OptimizePlan) -> None:
         teaching.check_distillation(teaching.with_teacher(text, plan.teacher, ()))
     if plan.teacher:
         find_model(plan.teacher)
-    if plan.data:
+    if plan.data and any(one.needs for recipe in recipes for _, one in passes(recipe)):
         labelled = teaching.open_data(plan.data)
         if labelled.kind != "classification":
             raise SpecError(f"{plan.data} is a {labelled.kind} set, and classifiers are optimised: name labelled images, such as digits")

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgejoule import __version__
+from edgejoule import __version__, registry
 from edgejoule.accuracies import Spread, accuracy_of, doubts_of, spread
 from edgejoule.catalog import find_model
 from edgejoule.caveats import caveat
@@ -60,7 +60,8 @@ def measurements(store: Store, trials: Sequence[Trial] | None = None) -> tuple[M
     for group in sorted(groups.values(), key=lambda group: max(trial.started_at for trial in group)):
         artifact = artifacts[group[0].artifact_sha256]
         found = summarise(group, artifact, accuracy_of(artifact, trainings, evaluations))
-        found = replace(found, caveats=(*_still_doubted(found, evaluations), *doubts_of(artifact, trainings, evaluations)))
+        doubts = (*_still_doubted(found, evaluations), *doubts_of(artifact, trainings, evaluations), *_of_size_only(found.variant))
+        found = replace(found, caveats=doubts)
         weights = artifact.variant.weights_id  # of one model, trained twice, both are shown
         alike = (
             found.variant,
@@ -73,6 +74,13 @@ def measurements(store: Store, trials: Sequence[Trial] | None = None) -> tuple[M
         )
         newest[alike] = found
     return tuple(newest.values())
+
+
+def _of_size_only(variant: str) -> tuple[Caveat, ...]:
+    """What is said of a variant whose passes save bytes alone: sparse weights, and weights of 4 bits."""
+    calls = registry.parse_recipe(variant.partition(" | ")[2])
+    only = [str(call) for call in calls if call.name == "prune_weights" or (call.name == "qat" and call.options.get("bits") == 4)]
+    return (caveat("size_only", f"{variant.partition(' | ')[0]} went through {' and '.join(only)}"),) if only else ()
 
 
 def _still_doubted(found: Measurement, evaluations: Sequence[Evaluation]) -> tuple[Caveat, ...]:

@@ -1,6 +1,6 @@
 """Pass: single weights to zero, at the shapes they had: the smallest of each layer, or two of every four. A smaller file, not a faster one.
 
-A runtime multiplies by zero as by anything else, unless it has a kernel for that pattern (``pruning.credit``). Depth-wise convolutions,
+A runtime multiplies by zero as by anything else, unless it has a kernel for that pattern: reports say "size only". Depth-wise convolutions,
 what reads the image and what gives the classes stay dense: few weights, and all of them needed. Trains nothing; each layer that was
 thinned carries its pattern as ``sparsity``, and training keeps its zeros.
 """

@@ -117,18 +117,6 @@ def held_images(name: str, criterion: str, spec: ModelSpec, context: PassContext
     return context.data(spec, IMAGES)
 
 
-def credit(pattern: str) -> str:
-    """What zeros in weights are worth where a network runs: "size only". ``pattern`` is that of ``prune_weights``.
-
-    The zeros are stored in dense tensors, and the dense kernels that runtimes choose on CPUs multiply by zero as by anything else: the file
-    compresses better, and nothing becomes faster. 2:4 is the pattern of the sparse tensor cores of some GPUs (Mishra et al.,
-    arXiv 2104.08378); no backend here asks its runtime for such kernels. So no pattern is credited with speed: measure it, if in doubt.
-    Raises SpecError for a pattern that is none.
-    """
-    check_name("prune_weights", "pattern", pattern, PATTERNS)
-    return "size only"
-
-
 def _dropped(choice: Choice, root: nn.Module, groups: Sequence[Group], held: Held | None, seed: int) -> dict[str, tuple[int, ...]]:
     """{group: units}, never nothing at all."""
     with torch.no_grad():
