@@ -337,7 +337,7 @@ TABLE: dict[str, tuple[Severity, str, str]] = {
     ),
     "size_only": (
         "note",
-        "Zeros in weights, and weights of 4 bits, save bytes of the file and no time: no backend here asks its runtime for kernels that use them.",
+        "Zeros in weights, and weights of 4 bits, save bytes of the file and no time: no backend here asks for kernels that use them.",
         "Compress the file to see it shrink; for time, prune structures (prune_heads, prune_ffn) or run in int8.",
     ),
     "slower_than_plain": (
