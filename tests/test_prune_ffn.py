@@ -256,7 +256,7 @@ def test_what_cannot_be_pruned_is_said() -> None:
         PruneFfn(0.5, round_to=256)(module, spec, context())
     with pytest.raises(ModelError, match=r"cannot work on tests_deit: criterion='taylor' needs images"):
         PruneFfn(0.5, "taylor")(module, spec, context())
-    with pytest.raises(ModelError, match="no block whose neurons are known to be free"):
+    with pytest.raises(ModelError, match="no block of two or more neurons that are known to be free"):
         PruneFfn()(nn.Linear(4, 4), spec, context())
 
 
@@ -286,7 +286,7 @@ def test_heads_leave_by_their_share_and_never_silently_none() -> None:
     )
     with pytest.raises(ModelError, match=r"ratio=0\.2 would drop none of the heads in its 3 groups .*has 4\): ratio=0\.25 is the lowest"):
         PruneHeads(0.2)(module, spec, context())
-    with pytest.raises(ModelError, match="no block whose heads are known to be free"):
+    with pytest.raises(ModelError, match="no block of two or more heads that are known to be free"):
         PruneHeads()(nn.Linear(4, 4), spec, context())
 
 

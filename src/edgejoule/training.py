@@ -72,7 +72,9 @@ def check(plan: TrainPlan, head: str = "") -> None:
     if head and data.kind == "classification":
         raise SpecError(f"--head {head} is for detection and segmentation, and {plan.data} is a classification set: leave it out")
     if plan.distill:
-        teacher_id(plan.distill)
+        from edgejoule.train import distil
+
+        teacher_id(distil.canonical(plan.distill))
         if data.kind != "classification":
             raise SpecError(f"distillation is for classification, and {plan.data} is a {data.kind} set: leave it out")
     for name in ("train", "validation", "test") if data.kind == "classification" else ():

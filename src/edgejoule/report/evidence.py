@@ -32,7 +32,7 @@ GLOSSARY = (
     ("Params, MACs", "The network's learned numbers (millions), and its multiply-adds for one image (billions)."),
     ("On the front", "No other row is at least as accurate for less (energy or time), so it is a sensible choice for some budget."),
     (
-        "Worth it?",
+        "Worth it",
         "Of a network that a recipe changed: does a plain one of this ranking do as well? No: one is at least as accurate for no more. "
         "Yes: none is, beyond the 95 % intervals. Not shown: the intervals leave it open. Plain networks that were not run are not in it.",
     ),

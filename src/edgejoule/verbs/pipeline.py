@@ -216,7 +216,7 @@ def measure(
     plan = plan_of(profile=profile, scenario=scenario, batch=batch, meter=meter, threads=threads, images=images)
     wanted = backend or "onnxruntime"
     stages.check(plan, [wanted])
-    optimizing = optimizing_of([recipe], data, train)
+    optimizing = optimizing_of([recipe], data, train) if recipe else None  # an artifact is measured where there is no torch
     compiling = compiling_of(calibration, max_drop_pct)
     folder = Path(target) if Path(target).is_dir() and saved_network(target) is None else None
     if recipe and folder is not None:
