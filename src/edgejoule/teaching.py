@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 from edgejoule import registry
 from edgejoule.catalog import find_model
 from edgejoule.errors import DataError, SpecError, TrainingError
-from edgejoule.optimize.copies import copied
 from edgejoule.plain import encode
 from edgejoule.records import ModelSpec
 
@@ -97,6 +96,8 @@ def distiller(text: str, spec: ModelSpec, seed: int, start: tuple[Any, ModelSpec
 
     if _names_teacher(text):
         return named_distiller(text, spec, seed)
+    from edgejoule.optimize.copies import copied
+
     plan = distil.parse(with_teacher(text, BEGAN, ()))
     module, its = copied(start[0]), start[1]  # a teacher's parameters stop learning, and the recipe still needs its own
     if random:
