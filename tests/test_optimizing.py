@@ -17,7 +17,7 @@ import torch
 from edgejoule import optimizing, teaching, zoo
 from edgejoule.bench import Bench
 from edgejoule.catalog import find_model
-from edgejoule.errors import DataError, ModelError, OutputError, SpecError, TrainingError
+from edgejoule.errors import DataError, ModelError, OutputError, SpecError, TrainingError, UnknownNameError
 from edgejoule.optimize import recipe as recipes
 from edgejoule.records import Variant
 from edgejoule.seams import PassContext
@@ -70,6 +70,14 @@ def test_a_teacher_is_the_network_that_the_recipe_began_with(weights: str, tmp_p
     assert found.label == "vit_digits | finetune(epochs=0) | distill(epochs=0.1)"
     with pytest.raises(TrainingError, match="random weights, which teach nothing"):
         made("distill(epochs=0.1)", "random", tmp_path)
+
+
+@pytest.mark.parametrize("recipe", ["distill(epochs=0.05)", "prune_tokens(epochs=0.05)", "qat(distill='soft', epochs=0.05)"])
+def test_the_teacher_decides_the_key_of_whatever_learns_from_it(recipe: str, weights: str, tmp_path: Path) -> None:
+    taught = replace(SHORT, teacher=MODEL, trained=((MODEL, weights),))
+    assert made(recipe, weights, tmp_path).optimized != made(recipe, weights, tmp_path, taught).optimized
+    with pytest.raises(UnknownNameError, match="nobody"):
+        optimizing.check([recipe], replace(SHORT, teacher="nobody"))
 
 
 def test_a_trained_teacher_is_known_by_its_name(weights: str) -> None:

@@ -22,10 +22,11 @@ from timm.models.vision_transformer_relpos import VisionTransformerRelPos  # noq
 
 from edgejoule.errors import ModelError  # noqa: E402
 from edgejoule.optimize.branches import distance  # noqa: E402
+from edgejoule.optimize.copies import adopt  # noqa: E402
 from edgejoule.optimize.fuse import fuse, photo_like  # noqa: E402
 from edgejoule.optimize.groups import Group, parameters_of, remove, silence, sums  # noqa: E402
 from edgejoule.optimize.heads import ADAPTERS, find_heads  # noqa: E402
-from edgejoule.optimize.pruned_attention import PaddedLayerNorm, PrunedCascade, adopt  # noqa: E402
+from edgejoule.optimize.pruned_attention import PaddedLayerNorm, PrunedCascade  # noqa: E402
 from edgejoule.optimize.token_attention import opened  # noqa: E402
 from edgejoule.optimize.windows import WindowedAttention  # noqa: E402
 from edgejoule.zoo import live  # noqa: E402

@@ -20,7 +20,8 @@ from edgejoule.rank.groups import entries_from_measurements
 from edgejoule.rank.ranking import rank_groups
 from edgejoule.records import Accuracy, Epoch, Training
 from edgejoule.report import evidence
-from edgejoule.report.html import embed, render, write_html
+from edgejoule.report.html import render, write_html
+from edgejoule.report.page import embed
 from edgejoule.report.report import Report
 from edgejoule.report.training import curve
 from tests.report_sample import PLAIN, measurement, sample_environment, sample_failures, sample_measurements, sample_screened

@@ -44,12 +44,7 @@ def samples(spec: ModelSpec, spelling: str, n: int) -> tuple[data.Crops, Any]:
     """Up to n images to learn from, never tested ones: uint8 (n, C, H, W), and labels (n,) int64 or None. Raises as ``material`` does."""
     text = resolve(spec, spelling)
     if registry.parse(text).name not in data.SOURCES:
-        labelled = _open(text)
-        if spec.num_classes == len(labelled.classes):
-            return _drawn(labelled.split("train"), spec, n)
-        raise DataError(
-            f"{spec.name} tells {spec.num_classes} classes apart and {labelled.dataset} has {len(labelled.classes)}: name its own data"
-        )
+        return _drawn(_fitting(spec, text).split("train"), spec, n)
     crops = data.crops(text, spec.preprocessing)
     return crops[np.arange(len(crops)) % EVERY != 1][:n], None
 
@@ -91,12 +86,7 @@ def _unlabelled(spec: ModelSpec, text: str, max_drop_pct: float) -> Material:
 
 
 def _labelled(spec: ModelSpec, text: str, max_drop_pct: float) -> Material:
-    labelled = _open(text)
-    if spec.num_classes != len(labelled.classes):
-        raise DataError(
-            f"{spec.name} tells {spec.num_classes} classes apart and {labelled.dataset} has {len(labelled.classes)}: calibrate on the data "
-            'that it was trained on, or on plain images, as in folder(path="...")'
-        )
+    labelled = _fitting(spec, text)
     identity = digest([text, labelled.origin(), spec.preprocessing, CALIBRATE, HOLD])
 
     @cache
@@ -107,6 +97,17 @@ def _labelled(spec: ModelSpec, text: str, max_drop_pct: float) -> Material:
         return _drawn(images, spec, HOLD)
 
     return Material(identity, lambda: _drawn(labelled.split("train"), spec, CALIBRATE)[0], held, max_drop_pct, compared=True)
+
+
+def _fitting(spec: ModelSpec, text: str) -> LabelledData:
+    """Labelled data with the model's classes. Raises SpecError and DataError."""
+    labelled = _open(text)
+    if spec.num_classes != len(labelled.classes):
+        raise DataError(
+            f"{spec.name} tells {spec.num_classes} classes apart and {labelled.dataset} has {len(labelled.classes)}: calibrate on the data "
+            'that it was trained on, or on plain images, as in folder(path="...")'
+        )
+    return labelled
 
 
 def _open(text: str) -> LabelledData:

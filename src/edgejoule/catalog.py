@@ -22,6 +22,7 @@ from edgejoule import registry
 from edgejoule.errors import EdgejouleError, SpecError, UnknownNameError
 from edgejoule.records import ModelSpec, Preprocessing, Published
 
+ARCHITECTURE = "architecture.json"  # in the folder of a network that was saved
 _CODE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
@@ -65,7 +66,7 @@ def saved_network(text: str) -> Path | None:
     """The folder that a text names, where ``edgejoule optimize`` saved a network there."""
     try:
         folder = Path(text)
-        return folder if (folder / "architecture.json").is_file() else None
+        return folder if (folder / ARCHITECTURE).is_file() else None
     except (OSError, ValueError):
         return None
 

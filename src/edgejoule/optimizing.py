@@ -132,13 +132,17 @@ def shrunk(spec: ModelSpec, weights: str, variant: Variant, plan: OptimizePlan, 
     found = []
     for one in (zoo.identify(spec, bench.seed, weights), variant):
         module = network(one, bench)
-        size = sum(value.numel() * value.element_size() for value in module.state_dict().values() if hasattr(value, "numel"))
         cost, top1 = count(module, one.spec.preprocessing.input_size), None
         if plan.data:
             bench.notify(Event("optimize", f"{one.label}: test images"))
             top1 = top1_of(module, one.spec, plan.data)
-        found.append(Size(one.label, cost.params, cost.macs, size, top1))
+        found.append(Size(one.label, cost.params, cost.macs, bytes_of(module), top1))
     return Shrunk(*found)
+
+
+def bytes_of(module: Any) -> int:
+    """Of its parameters and buffers, as they lie in memory."""
+    return sum(value.numel() * value.element_size() for value in module.state_dict().values() if hasattr(value, "numel"))
 
 
 def top1_of(module: Any, spec: ModelSpec, data_spelling: str, split: Literal["train", "validation", "test"] = "test") -> Interval:
@@ -174,7 +178,6 @@ class Fitting:
         epochs: float,
         lr: float = 1.0,
         distill: str = "",
-        teacher: tuple[Any, ModelSpec] | None = None,
     ) -> Any:
         from edgejoule.train.classification import Classification
         from edgejoule.train.loop import Settings, train
@@ -187,8 +190,8 @@ class Fitting:
                 "train it on this data first (edgejoule train), and give its weights"
             )
         recipe = shortened(teaching.find_recipe(self.plan.train or TRAIN, labelled.kind), epochs, lr)
-        taught = distill if teacher else teaching.with_teacher(distill, self.plan.teacher, self.plan.trained)
-        distiller = teaching.distiller(taught, spec, self.seed, teacher or self.start, self.random) if distill else None
+        taught = teaching.with_teacher(distill, self.plan.teacher, self.plan.trained)
+        distiller = teaching.distiller(taught, spec, self.seed, self.start, self.random) if distill else None
         splits = (labelled.split("train"), labelled.split("validation"))
         task = Classification(*splits, spec.num_classes, spec.preprocessing, recipe, self.seed, distiller)
         self.calls.append(f"{epochs:g} epochs of {recipe.name}{', ' + distill if distill else ''}")
@@ -318,8 +321,8 @@ def _taught(recipes: Sequence[str]) -> list[str]:
     """The distillations that the passes of recipes will ask for, as they spell them."""
     from edgejoule.optimize.recipe import passes
 
-    found = [getattr(one, name, "") for recipe in recipes for _, one in passes(recipe) for name in ("spelling", "distill")]
-    return [text for text in found if isinstance(text, str) and text]
+    found = [getattr(one, "learns_from", "") for recipe in recipes for _, one in passes(recipe)]
+    return [text for text in found if text]
 
 
 def _facts(base: Variant, plan: OptimizePlan) -> dict[str, Any]:

@@ -217,10 +217,10 @@ class Backend(Protocol):
 class Fit(Protocol):
     """Trains a copy of a network on the recipe's data and gives it back in eval mode. Raises TrainingError, DataError.
 
-    ``distill`` is a distillation's spelling (``soft(alpha=0.5)``); its teacher stands in it, else it is ``teacher``, else the network that
-    the recipe began with. ``lr`` is a factor of the training recipe's rate. While it trains, submodules are asked: ``begin_step(step,
-    steps)`` before each forward, and ``penalty()`` after it, a tensor () that is added to the loss, or None. Layers with an attribute
-    ``sparsity`` keep the zeros of their weights.
+    ``distill`` is a distillation's spelling (``soft(alpha=0.5)``); its teacher stands in it, else it is the one that the user names, else
+    the network that the recipe began with. ``lr`` is a factor of the training recipe's rate. While it trains, submodules are asked:
+    ``begin_step(step, steps)`` before each forward, and ``penalty()`` after it, a tensor () that is added to the loss, or None. Layers
+    with an attribute ``sparsity`` keep the zeros of their weights.
     """
 
     def __call__(
@@ -231,7 +231,6 @@ class Fit(Protocol):
         epochs: float,
         lr: float = 1.0,
         distill: str = "",
-        teacher: tuple[Any, ModelSpec] | None = None,
     ) -> Any: ...
 
 
@@ -253,6 +252,9 @@ class Pass(Protocol):
 
     The new module differs from its builder's in what ``architecture.py`` can write down: plain attributes, tensors, submodules of torch's,
     timm's and edgejoule's classes; no hooks and no patched functions.
+
+    Optional: ``exact``, True where it leaves every answer as it is; ``learns_from``, the distillation that it asks of ``fit``, by which
+    the teacher is checked before any work and identified in the cache.
     """
 
     @property

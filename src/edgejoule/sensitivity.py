@@ -78,7 +78,7 @@ def sensitivity(
     trials = trials_of(module)
     if not trials:
         raise ModelError(f"no pass knows a layer of {spec.name}: sensitivity is for attention and feed-forward blocks")
-    before, answers = _cost(plain, module), _Answers(plan, plain, bench)
+    before, answers = _cost(plain, module), _Answers(plan, plain)
     own = answers.of(module, plain)
     made: dict[Trial, Variant] = {}
     lines: dict[Trial, LayerCost] = {}
@@ -116,17 +116,16 @@ def _cost(variant: Variant, module: Any) -> tuple[int, int]:
     from edgejoule.screen.cost import count
 
     macs = count(module, variant.spec.preprocessing.input_size).macs
-    return macs, sum(value.numel() * value.element_size() for value in module.state_dict().values())
+    return macs, optimizing.bytes_of(module)
 
 
 class _Answers:
     """The images that networks are compared on, and what they answer to each."""
 
-    def __init__(self, plan: OptimizePlan, variant: Variant, bench: Bench) -> None:
-        self._data, self._bench = plan.data, bench
-        if plan.data:
-            images = teaching.open_data(plan.data).split("validation")
-            self.n, self.note = len(images), "top-1 on validation images"
+    def __init__(self, plan: OptimizePlan, variant: Variant) -> None:
+        self._images = teaching.open_data(plan.data).split("validation") if plan.data else None
+        if self._images is not None:
+            self.n, self.note = len(self._images), "top-1 on validation images"
         else:
             self.n, self.note = len(data.crops(PHOTOS, variant.spec.preprocessing)), "agreement on photographs"
 
@@ -136,9 +135,8 @@ class _Answers:
 
         from edgejoule.train.classification import logits
 
-        if self._data:
-            images = teaching.open_data(self._data).split("validation")
-            found, labels, _ = logits(module, images, variant.spec.preprocessing, torch.device("cpu"))
+        if self._images is not None:
+            found, labels, _ = logits(module, self._images, variant.spec.preprocessing, torch.device("cpu"))
             return found.argmax(-1) == labels
         preprocessing = variant.spec.preprocessing
         crops = torch.from_numpy(data.normalise(data.crops(PHOTOS, preprocessing), preprocessing))  # (N, C, H, W)
@@ -147,8 +145,9 @@ class _Answers:
 
     def drop(self, before: Any, after: Any) -> Interval:
         """Percentage points lost, with a 95 % interval over the images."""
-        own = before if self._data else np.ones(len(before), dtype=bool)
-        found = paired_difference(own, after if self._data else before == after)
+        labelled = self._images is not None
+        own = before if labelled else np.ones(len(before), dtype=bool)
+        found = paired_difference(own, after if labelled else before == after)
         low, high = (None if bound is None else 100 * bound for bound in (found.low, found.high))
         return Interval(100 * found.value, low, high, found.n)
 

@@ -218,9 +218,9 @@ def _compile(order: _Order, folder: Path, network_input: np.ndarray[Any, Any]) -
 
 def _check_learned(order: _Order) -> None:
     """Raises BackendError where a network that was trained for int8 meets a backend that does not know how to run it so."""
-    if not any(hasattr(part, "weight_shape") for part in order.export.module.modules()):
+    if getattr(order.backend, "learned", False):  # those refuse another precision themselves
         return
-    if order.backend.precision != "int8" or not getattr(order.backend, "learned", False):
+    if any(hasattr(part, "weight_shape") for part in order.export.module.modules()):
         raise BackendError(
             f"{order.backend_text} cannot run {order.variant.label}, which was trained for int8 (qat): "
             "use onnxruntime, openvino or executorch with precision='int8'"

@@ -1,14 +1,17 @@
-"""Copies of networks for passes to work on, also of those that keep results of their parameters between calls. Changes nothing."""
+"""Copies of networks for passes to work on, and blocks of another class made from what a copy holds. Knows no architecture."""
 
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from edgejoule.errors import ModelError
+
+PLAIN = (bool, int, float, str, tuple, list, type(None))  # what attributes of a network that is saved may be
+M = TypeVar("M", bound=nn.Module)
 
 
 def copied(module: nn.Module, called: str = "it") -> nn.Module:
@@ -38,3 +41,17 @@ def forget_caches(module: nn.Module) -> None:
     """Attention blocks that keep biases between evaluations let go of them in training mode only."""
     module.train()
     module.eval()  # not in one breath: some networks' train() gives None
+
+
+def adopt(kind: type[M], block: nn.Module, **attributes: Any) -> M:
+    """A ``kind`` with the children, tensors and plain attributes of a block, which must not be used any more; ``attributes`` are set."""
+    new = kind.__new__(kind)
+    nn.Module.__init__(new)
+    for name, value in vars(block).items():
+        if name in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
+            getattr(new, name).update(value)
+        elif isinstance(value, PLAIN) and not name.startswith("_"):
+            setattr(new, name, copy.copy(value))
+    for name, value in attributes.items():
+        setattr(new, name, value)
+    return new

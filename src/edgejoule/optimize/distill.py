@@ -46,7 +46,7 @@ class Distill:
         return frozenset({"training", "teacher"})
 
     @property
-    def spelling(self) -> str:
+    def learns_from(self) -> str:
         """What the loop's own grammar calls this distillation."""
         options: dict[str, Any] = {"alpha": self.alpha}
         if self.kind == "soft":
@@ -57,4 +57,4 @@ class Distill:
 
     def __call__(self, module: nn.Module, spec: ModelSpec, context: PassContext) -> tuple[nn.Module, ModelSpec]:
         """A trained copy in eval mode. Raises TrainingError and what the data raises."""
-        return recovered("distill", module, spec, context, self.epochs, self.lr, self.spelling), spec
+        return recovered("distill", module, spec, context, self.epochs, self.lr, self.learns_from), spec

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from edgejoule.errors import ModelError
+from edgejoule.optimize.copies import adopt
 from edgejoule.optimize.groups import Cut, Group, blocks_of, reads, writes
 from edgejoule.optimize.pruned_attention import (
     PaddedLayerNorm,
@@ -23,7 +24,6 @@ from edgejoule.optimize.pruned_attention import (
     PrunedReducedAttention,
     PrunedRelPosAttention,
     PrunedSelfAttention,
-    adopt,
 )
 
 T2T_HEADS = 4  # T2T-ViT-7 and -12 (Yuan et al., arXiv 2101.11986): a constant of the class, not of the block

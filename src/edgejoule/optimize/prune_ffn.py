@@ -14,7 +14,7 @@ from torch import nn
 from edgejoule.optimize.allocation import Allocation
 from edgejoule.optimize.criteria import Criterion
 from edgejoule.optimize.neurons import find_neurons
-from edgejoule.optimize.pruning import Choice, names_of, pruned
+from edgejoule.optimize.pruning import Choice, pruned
 from edgejoule.records import ModelSpec
 from edgejoule.seams import PassContext
 
@@ -47,6 +47,4 @@ class PruneFfn:
         return pruned(self._choice(), find_neurons, module, spec, context), spec
 
     def _choice(self) -> Choice:
-        return Choice(
-            "prune_ffn", "neurons", self.ratio, self.criterion, self.allocation, self.round_to, names_of("prune_ffn", self.layers)
-        )
+        return Choice("prune_ffn", "neurons", self.ratio, self.criterion, self.allocation, self.round_to, self.layers)

@@ -13,7 +13,7 @@ from torch import nn
 
 from edgejoule.optimize.allocation import Allocation
 from edgejoule.optimize.criteria import Criterion
-from edgejoule.optimize.pruning import Choice, names_of, pruned
+from edgejoule.optimize.pruning import Choice, pruned
 from edgejoule.records import ModelSpec
 from edgejoule.seams import PassContext
 
@@ -42,11 +42,9 @@ class PruneHeads:
 
     def __call__(self, module: nn.Module, spec: ModelSpec, context: PassContext) -> tuple[nn.Module, ModelSpec]:
         """A copy with fewer heads in eval mode, and the spec as it is. Raises ModelError where none can go, though ``ratio`` is above 0."""
-        from edgejoule.optimize.heads import find_heads
+        from edgejoule.optimize.heads import find_heads  # imports timm, which checking a recipe does without
 
         return pruned(self._choice(), find_heads, module, spec, context), spec
 
     def _choice(self) -> Choice:
-        return Choice(
-            "prune_heads", "heads", self.ratio, self.criterion, self.allocation, self.round_to, names_of("prune_heads", self.layers)
-        )
+        return Choice("prune_heads", "heads", self.ratio, self.criterion, self.allocation, self.round_to, self.layers)

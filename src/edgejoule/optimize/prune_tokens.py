@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 from edgejoule.errors import ModelError, SpecError
+from edgejoule.optimize.copies import adopt
 from edgejoule.optimize.predictor import LivingNorm, Predictor
-from edgejoule.optimize.token_attention import standing_in
 from edgejoule.optimize.token_blocks import PruningBlock, looks_at_all, rebuilt, relative
 from edgejoule.records import ModelSpec
 from edgejoule.seams import PassContext
@@ -63,6 +63,11 @@ class PruneTokens:
     def needs(self) -> frozenset[Any]:
         return frozenset({"training", "teacher"}) if self.epochs > 0 else frozenset()
 
+    @property
+    def learns_from(self) -> str:
+        """The distillation that its training asks for."""
+        return DISTILL if self.epochs > 0 else ""
+
     def __call__(self, module: nn.Module, spec: ModelSpec, context: PassContext) -> tuple[nn.Module, ModelSpec]:
         """A pruning copy in eval mode, and the spec as it is. Raises ModelError for a network whose tokens cannot be dropped."""
 
@@ -75,7 +80,7 @@ class PruneTokens:
         if self.epochs > 0:
             if context.fit is None:
                 raise SpecError(f"prune_tokens(epochs={self.epochs!r}) trains, and there is nothing to train with here: give epochs=0")
-            pruned = context.fit(pruned, spec, epochs=self.epochs, distill=DISTILL)
+            pruned = context.fit(pruned, spec, epochs=self.epochs, distill=self.learns_from)
         pruned.eval()
         return pruned, spec
 
@@ -127,7 +132,7 @@ def _living(network: Any, model: str) -> nn.Module:
             f"{type(norm).__name__}, and masks are known for means of patch tokens after a layer norm only; choose criterion='attention'"
         )
     normalises = isinstance(norm, nn.LayerNorm)
-    made: nn.Module = standing_in(LivingNorm, norm, prefix=int(network.num_prefix_tokens), normalises=normalises)
+    made: nn.Module = adopt(LivingNorm, norm, prefix=int(network.num_prefix_tokens), normalises=normalises)
     for name, value in (("eps", 0.0), ("weight", None), ("bias", None)):
         if not hasattr(made, name):
             setattr(made, name, value)

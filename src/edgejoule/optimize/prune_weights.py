@@ -19,10 +19,11 @@ from edgejoule.errors import ModelError, SpecError
 from edgejoule.optimize.copies import copied
 from edgejoule.optimize.criteria import CRITERIA, Criterion, weight_importance
 from edgejoule.optimize.impossible import refuse
-from edgejoule.optimize.pruning import PATTERNS, check_name, check_ratio, held_images, needs_of
+from edgejoule.optimize.pruning import check_name, check_ratio, held_images, needs_of
 from edgejoule.records import ModelSpec
 from edgejoule.seams import PassContext
 
+PATTERNS = ("unstructured", "2:4")
 STEMS = ("stem", "patch_embed", "tokens_to_token")  # children of the network under which everything reads the image
 HEADS = ("head", "head_dist", "classifier", "fc")  # where the layers that give the classes are
 

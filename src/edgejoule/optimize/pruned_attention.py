@@ -1,14 +1,14 @@
 """Attention with fewer heads than its width tells: stands in where a family's own forward takes the number of heads from C.
 
 Each class computes what the block that it replaces computes, has the same children under the same names, and keeps what differs in
-plain attributes: ``num_heads`` heads of ``head_dim`` channels, no longer C together. ``adopt`` makes one from the block.
+plain attributes: ``num_heads`` heads of ``head_dim`` channels, no longer C together. ``copies.adopt`` makes one from the block.
 Knows no importance and no surgery; ``heads.py`` says which class stands in for which block.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,23 +18,6 @@ from edgejoule.torchvision import ensure
 
 ensure()
 from timm.models.efficientvit_msra import CascadedGroupAttention  # noqa: E402
-
-PLAIN = (bool, int, float, str, tuple, list, type(None))
-M = TypeVar("M", bound=nn.Module)
-
-
-def adopt(kind: type[M], block: nn.Module, **numbers: Any) -> M:
-    """A ``kind`` with the children, tensors and plain attributes of a block, which is left alone; ``numbers`` are attributes to set."""
-    new = kind.__new__(kind)
-    nn.Module.__init__(new)
-    for name, value in vars(block).items():
-        if name in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
-            getattr(new, name).update(value)
-        elif isinstance(value, PLAIN) and (name == "training" or not name.startswith("_")):
-            setattr(new, name, value)
-    for name, value in numbers.items():
-        setattr(new, name, value)
-    return new
 
 
 def attend(block: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -22,8 +22,6 @@ from edgejoule.optimize.impossible import refuse
 from edgejoule.records import ModelSpec
 from edgejoule.seams import Held, PassContext
 
-PATTERNS = ("unstructured", "2:4")  # of prune_weights
-
 
 @dataclass(frozen=True, slots=True)
 class Choice:
@@ -35,10 +33,11 @@ class Choice:
     criterion: str
     allocation: str = "uniform"
     round_to: int = 1
-    layers: tuple[str, ...] = ()  # the blocks that may lose units; none named: all
+    layers: Sequence[str] = ()  # the blocks that may lose units; none named: all
 
     def __post_init__(self) -> None:
         """Raises SpecError."""
+        names_of(self.name, self.layers)
         check_ratio(self.name, self.ratio)
         check_name(self.name, "criterion", self.criterion, CRITERIA)
         check_name(self.name, "allocation", self.allocation, ALLOCATIONS)

@@ -65,6 +65,11 @@ class Qat:
             return frozenset()
         return frozenset({"calibration", "training"} if self.epochs > 0 else {"calibration"})
 
+    @property
+    def learns_from(self) -> str:
+        """The distillation that its training asks for, "" for labels alone."""
+        return self.distill if self.bits != 32 and self.epochs > 0 else ""
+
     def __call__(self, module: nn.Module, spec: ModelSpec, context: PassContext) -> tuple[nn.Module, ModelSpec]:
         """The network with int8 layers, in eval mode, and the spec as it is. Raises ModelError; of ``fit`` TrainingError and DataError."""
         if self.bits == 32:
@@ -82,7 +87,7 @@ class Qat:
         prepare(network, found, images, MOST_4_BIT if self.bits == 4 else 2 ** (self.weight_bits - 1) - 1)
         if self.epochs > 0:
             assert context.fit is not None  # see above
-            network = context.fit(network, spec, epochs=self.epochs, lr=self.lr, distill=self.distill)
+            network = context.fit(network, spec, epochs=self.epochs, lr=self.lr, distill=self.learns_from)
         deploy(network, self.bits)
         network.eval()
         return network, spec

@@ -6,7 +6,6 @@ become with fewer heads. ``opened`` makes the open form with the same children. 
 
 from __future__ import annotations
 
-import copy
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from edgejoule.errors import ModelError
+from edgejoule.optimize.copies import adopt
 
 KNOWN = (
     "timm.layers.attention.Attention",
@@ -24,7 +24,6 @@ KNOWN = (
 )
 T2T_HEADS = 4  # a constant of that architecture, no attribute
 PARTS = ("q_norm", "k_norm", "norm", "gate", "rel_pos", "attn_drop", "proj_drop")  # what not all of them have
-PLAIN = (bool, int, float, str, tuple, list, type(None))  # what attributes of a network that is saved may be
 
 
 class Attended(NamedTuple):
@@ -109,29 +108,10 @@ def opened(attention: nn.Module, model: str) -> OpenAttention:
             f"{model} has attention of the class {kind}, whose keys cannot be had: token reduction knows timm's Attention and "
             "RelPosAttention only; leave it out of the recipe"
         )
-    made: OpenAttention = standing_in(OpenAttention, attention, num_heads=getattr(attention, "num_heads", T2T_HEADS))
+    made: OpenAttention = adopt(OpenAttention, attention, num_heads=getattr(attention, "num_heads", T2T_HEADS))
     made.head_dim = made.qkv.out_features // (3 * made.num_heads)
     made.heads = tuple(getattr(attention, "heads", ()))
     for name in PARTS:
         if not hasattr(made, name):
             setattr(made, name, None)
-    return made
-
-
-def standing_in(kind: type[Any], original: nn.Module, **attributes: Any) -> Any:
-    """A module of another class with the plain attributes, children and tensors of ``original``, which must not be used any more."""
-    made: Any = kind.__new__(kind)  # type: ignore[call-overload]
-    nn.Module.__init__(made)
-    for name, value in vars(original).items():
-        if name not in vars(made) and isinstance(value, PLAIN):
-            setattr(made, name, copy.copy(value))
-    made.training = original.training
-    for name, parameter in original.named_parameters(recurse=False):
-        made.register_parameter(name, parameter)
-    for name, buffer in original.named_buffers(recurse=False):
-        made.register_buffer(name, buffer, persistent=name not in original._non_persistent_buffers_set)
-    for name, child in original.named_children():
-        made.add_module(name, child)
-    for name, value in attributes.items():
-        setattr(made, name, value)
     return made

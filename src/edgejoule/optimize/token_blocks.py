@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from edgejoule.errors import ModelError
 from edgejoule.optimize import matching
-from edgejoule.optimize.copies import copied
+from edgejoule.optimize.copies import adopt, copied
 from edgejoule.optimize.impossible import family_of, refuse
-from edgejoule.optimize.token_attention import OpenAttention, opened, standing_in
+from edgejoule.optimize.token_attention import OpenAttention, opened
 
 FAMILIES = ("vision_transformer", "deit", "vision_transformer_relpos", "t2t_vit")
 POST_NORM = {  # whether a block normalises what attention and MLP give (Swin v2), not what they get
@@ -232,7 +232,7 @@ def rebuilt(
                 f"{name} cannot work on {model}: in its blocks ({type(block).__name__}) no tokens can go between attention and MLP, "
                 "or their order is not known; leave it out of the recipe"
             )
-        made = standing_in(
+        made = adopt(
             kind, block, post_norm=POST_NORM[path], prefix=int(twin.num_prefix_tokens), last=number == len(blocks) - 1,  # type: ignore[arg-type]
             **attributes(twin, number),
         )  # fmt: skip

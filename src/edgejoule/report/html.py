@@ -1,28 +1,18 @@
-"""A ``Report`` as one self-contained page that opens from disk: no network, no server, everything from outside escaped.
-
-The plots' library travels inside the page. A content policy in the page forbids every load and every script but the page's own.
-"""
+"""A ``Report`` as one self-contained page that opens from disk: no network, no server. The frame is ``page.py``'s."""
 
 from __future__ import annotations
 
-import base64
-import contextlib
 import datetime
-import hashlib
-import importlib.resources
-import json
-import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from edgejoule.errors import OutputError
 from edgejoule.records import Caveat, Interval, Ranking, RankRow
 from edgejoule.report import evaluation, evidence, training, worth
 from edgejoule.report import format as f
 from edgejoule.report import sections as s
 from edgejoule.report.cells import esc, section
+from edgejoule.report.page import page, write_page
 from edgejoule.report.report import Report
 
 
@@ -31,50 +21,11 @@ def write_html(path: Path | str, report: Report) -> Path:
     return write_page(path, render(report))
 
 
-def write_page(path: Path | str, text: str) -> Path:
-    """Writes a page, whole or not at all. Raises OutputError where it cannot be written."""
-    path = Path(path)
-    page = text.encode("utf-8", "replace")
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        with os.fdopen(handle, "wb") as file:
-            file.write(page)
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except OSError as error:
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                Path(temporary).unlink()
-        raise OutputError(
-            f"cannot write the report to {path} ({error.strerror or error}): free some space or choose another folder"
-        ) from error
-    return path
-
-
 def render(report: Report) -> str:
     """The whole page as text."""
-    library, script, style = plotly(), own_file("report.js"), own_file("report.css")
-    policy = (
-        f"default-src 'none'; script-src {script_hash(library)} {script_hash(script)}; style-src 'unsafe-inline'; img-src data: blob:; "
-        "base-uri 'none'; form-action 'none'"
-    )
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n<meta name="color-scheme" content="light dark">\n'
-        f"<title>{esc(report.title or 'edgejoule')}</title>\n<style>{style}</style>\n</head>\n<body>\n"
-        f"{_header(report)}\n<main>\n{_body(report)}\n</main>\n{_footer()}\n"
-        f'<script type="application/json" id="data">{embed(_data(report))}</script>\n'
-        f"<script>{library}</script>\n<script>{script}</script>\n</body>\n</html>\n"
-    )
-
-
-def embed(value: Any) -> str:
-    """JSON that may stand inside a script element: nothing in it can end the element or open a comment."""
-    text = json.dumps(value, ensure_ascii=True, allow_nan=False)  # ASCII: U+2028 and its like are escaped
-    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+    about = ' <a href="#words">What the words mean</a>'
+    title = report.title
+    return page(title or "edgejoule", _meta(report), _body(report), _data(report), "report.js", title or "Report", about)
 
 
 def _body(report: Report) -> str:
@@ -103,19 +54,14 @@ def _body(report: Report) -> str:
     )
 
 
-def _header(report: Report) -> str:
+def _meta(report: Report) -> str:
     when = (
         datetime.datetime.fromtimestamp(report.created_at, datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
         if report.created_at
         else ""
     )
     count = f"{len(report.measurements)} measurements" if report.measurements else ""
-    facts = " · ".join(filter(None, (when, count, f"edgejoule {report.version}" if report.version else "")))
-    return f'<header><p class="brand">edge<b>joule</b></p><h1>{esc(report.title or "Report")}</h1><p class="meta">{esc(facts)}</p></header>'
-
-
-def _footer() -> str:
-    return '<footer><p>Made by edgejoule. This page loads nothing from anywhere. <a href="#words">What the words mean</a></p></footer>'
+    return " · ".join(filter(None, (when, count, f"edgejoule {report.version}" if report.version else "")))
 
 
 def _reproduce(report: Report) -> str:
@@ -182,22 +128,3 @@ def _point(row: RankRow, ranking: Ranking) -> dict[str, Any]:
 
 def _triple(interval: Interval | None) -> list[float | None] | None:
     return None if interval is None else [interval.value, interval.low, interval.high]
-
-
-def plotly() -> str:
-    from plotly.offline import get_plotlyjs
-
-    return _script(str(get_plotlyjs()))
-
-
-def own_file(name: str) -> str:
-    return _script((importlib.resources.files("edgejoule.report") / name).read_text(encoding="utf-8"))
-
-
-def _script(text: str) -> str:
-    """As a browser will see it between its tags, so that the hash of the content policy fits: LF line ends, no closing tag inside."""
-    return text.replace("\r\n", "\n").replace("\r", "\n").replace("</script", "<\\/script").replace("<!--", "<\\!--")
-
-
-def script_hash(script: str) -> str:
-    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"

@@ -1,12 +1,9 @@
 // Sorting and plots of the report. Reads the JSON in #data; asks nothing of any network.
 (function () {
   "use strict";
-  const data = JSON.parse(document.getElementById("data").textContent);
+  const { css, plain, data } = page;
   const UNITS = { energy: ["Energy per image", "mJ"], latency: ["Median latency", "ms"] };
   const SYMBOLS = ["circle", "diamond", "square", "triangle-up", "cross", "star"];
-  const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
-  // Plotly reads a little HTML in its texts: names must stay names.
-  const plain = (text) => String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
 
   // ---- tables: a click or Enter on a heading sorts, again turns the order round; cells without a value stay last
   function compare(a, b) {
@@ -141,14 +138,7 @@
     };
     plot.setAttribute("role", "img");
     plot.setAttribute("aria-label", "Accuracy against " + cost + " of " + rows.length + " rows; the ranking table holds the same figures");
-    Plotly.react(plot, traces, layout, {
-      displaylogo: false, responsive: false, displayModeBar: narrow ? false : "hover",
-      modeBarButtons: [["toImage", "zoom2d", "pan2d", "resetScale2d"]], // named one by one: the default set offers to upload the plot
-    });
+    page.show(plot, traces, layout, narrow);
   }
-  const all = () => document.querySelectorAll(".plot").forEach(draw);
-  all();
-  let waiting = 0;
-  window.addEventListener("resize", () => { clearTimeout(waiting); waiting = setTimeout(all, 150); });
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", all);
+  page.everyPlot(draw);
 }());

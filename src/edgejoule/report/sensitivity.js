@@ -1,9 +1,7 @@
 // A plot for each pass: points lost by layer as dots, below them the MACs saved as bars. Reads the JSON in #data; asks nothing of any network.
 (function () {
   "use strict";
-  const passes = JSON.parse(document.getElementById("data").textContent).passes;
-  const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
-  const plain = (text) => String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
+  const { css, plain, data: { passes } } = page;
   const every = passes.flat(), drops = every.flatMap((bar) => bar.drop).filter((value) => value !== null);
   const least = Math.min(0, ...drops), most = Math.max(0, ...drops), room = Math.max((most - least) * 0.08, 0.05);
   const macs = Math.max(...every.map((bar) => bar.macs), 0.1), saved = [Math.min(0, ...every.map((bar) => bar.macs)) * 1.1, macs * 1.1];
@@ -40,14 +38,7 @@
     };
     plot.setAttribute("role", "img");
     plot.setAttribute("aria-label", "Points lost and MACs saved by layer; the figures below hold the same numbers");
-    Plotly.react(plot, traces, layout, {
-      displaylogo: false, responsive: false, displayModeBar: narrow ? false : "hover",
-      modeBarButtons: [["toImage", "zoom2d", "pan2d", "resetScale2d"]], // named one by one: the default set offers to upload the plot
-    });
+    page.show(plot, traces, layout, narrow);
   }
-  const all = () => document.querySelectorAll(".plot").forEach(draw);
-  all();
-  let waiting = 0;
-  window.addEventListener("resize", () => { clearTimeout(waiting); waiting = setTimeout(all, 150); });
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", all);
+  page.everyPlot(draw);
 }());

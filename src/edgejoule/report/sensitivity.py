@@ -13,7 +13,7 @@ from typing import Any
 from edgejoule.records import Interval
 from edgejoule.report import format as f
 from edgejoule.report.cells import esc
-from edgejoule.report.html import embed, own_file, plotly, script_hash, write_page
+from edgejoule.report.page import page, write_page
 from edgejoule.report.table import Column, Table, terminal
 from edgejoule.shrunk import LayerCost
 
@@ -57,21 +57,7 @@ def write_plot(path: Path | str, rows: Sequence[LayerCost], title: str) -> Path:
 
 def render(rows: Sequence[LayerCost], title: str) -> str:
     """The whole page as text: for each pass the points lost over the layers, and below them bars of the MACs saved."""
-    library, script, style = plotly(), own_file("sensitivity.js"), own_file("report.css")
-    policy = (
-        f"default-src 'none'; script-src {script_hash(library)} {script_hash(script)}; style-src 'unsafe-inline'; img-src data: blob:; "
-        "base-uri 'none'; form-action 'none'"
-    )
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n<meta name="color-scheme" content="light dark">\n'
-        f"<title>{esc(title)}</title>\n<style>{style}</style>\n</head>\n<body>\n"
-        f'<header><p class="brand">edge<b>joule</b></p><h1>{esc(title)}</h1><p class="meta">{esc(_counted(rows))}</p></header>\n'
-        f"<main>\n{_body(rows)}\n</main>\n<footer><p>Made by edgejoule. This page loads nothing from anywhere.</p></footer>\n"
-        f'<script type="application/json" id="data">{embed(_data(rows))}</script>\n'
-        f"<script>{library}</script>\n<script>{script}</script>\n</body>\n</html>\n"
-    )
+    return page(title, _counted(rows), _body(rows), _data(rows), "sensitivity.js")
 
 
 def in_order(rows: Sequence[LayerCost]) -> tuple[LayerCost, ...]:

@@ -1,8 +1,7 @@
 // The panels of a sustained run: one figure, one axis of time, the steady state shaded. Reads the JSON in #data; asks nothing of any network.
 (function () {
   "use strict";
-  const data = JSON.parse(document.getElementById("data").textContent);
-  const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+  const { css, data } = page;
   const digits = (value) => (value >= 100 ? value.toFixed(0) : value >= 10 ? value.toFixed(1) : value.toPrecision(3));
   function draw(plot) {
     const narrow = plot.clientWidth < 480, font = narrow ? 11 : 12, count = data.panels.length, gap = 46 / plot.clientHeight;
@@ -39,14 +38,7 @@
     });
     plot.setAttribute("role", "img");
     plot.setAttribute("aria-label", data.panels.map((panel) => panel.title).join(", ") + " over time; the figures above hold the means");
-    Plotly.react(plot, traces, layout, {
-      displaylogo: false, responsive: false, displayModeBar: narrow ? false : "hover",
-      modeBarButtons: [["toImage", "zoom2d", "pan2d", "resetScale2d"]], // named one by one: the default set offers to upload the plot
-    });
+    page.show(plot, traces, layout, narrow);
   }
-  const all = () => document.querySelectorAll(".plot").forEach(draw);
-  all();
-  let waiting = 0;
-  window.addEventListener("resize", () => { clearTimeout(waiting); waiting = setTimeout(all, 150); });
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", all);
+  page.everyPlot(draw);
 }());

@@ -5,7 +5,6 @@ Knows the record by its shape; computes nothing. The page loads nothing from any
 
 from __future__ import annotations
 
-import importlib.resources
 import math
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -14,7 +13,7 @@ from edgejoule.records import Caveat, Interval
 from edgejoule.report import evidence
 from edgejoule.report import format as f
 from edgejoule.report.cells import esc, section
-from edgejoule.report.html import embed, own_file, plotly, script_hash
+from edgejoule.report.page import page
 from edgejoule.report.table import Column, Table, terminal
 from edgejoule.report.text import caveat_lines
 
@@ -107,22 +106,7 @@ def _opening(run: Run) -> str:
 
 def render(run: Run, title: str, facts: Sequence[str] = ()) -> str:
     """The whole page as text. ``facts`` (device, backend, meter, date) stand below the title."""
-    library, script = plotly(), own_file("sustained.js")
-    style = (importlib.resources.files("edgejoule.report") / "report.css").read_text(encoding="utf-8")
-    policy = (
-        f"default-src 'none'; script-src {script_hash(library)} {script_hash(script)}; style-src 'unsafe-inline'; img-src data: blob:; "
-        "base-uri 'none'; form-action 'none'"
-    )
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n<meta name="color-scheme" content="light dark">\n'
-        f"<title>{esc(title)}</title>\n<style>{style}</style>\n</head>\n<body>\n"
-        f'<header><p class="brand">edge<b>joule</b></p><h1>{esc(title)}</h1><p class="meta">{esc(" · ".join(facts))}</p></header>\n'
-        f"<main>\n{_body(run)}\n</main>\n<footer><p>Made by edgejoule. This page loads nothing from anywhere.</p></footer>\n"
-        f'<script type="application/json" id="data">{embed(_data(run))}</script>\n'
-        f"<script>{library}</script>\n<script>{script}</script>\n</body>\n</html>\n"
-    )
+    return page(title, " · ".join(facts), _body(run), _data(run), "sustained.js")
 
 
 def _body(run: Run) -> str:

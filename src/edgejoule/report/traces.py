@@ -13,7 +13,7 @@ from edgejoule.records import TraceEnergy
 from edgejoule.report import evidence
 from edgejoule.report import format as f
 from edgejoule.report.cells import esc, section
-from edgejoule.report.html import embed, own_file, plotly, script_hash
+from edgejoule.report.page import page
 from edgejoule.report.table import Column, Table, terminal
 from edgejoule.report.text import caveat_lines
 
@@ -97,11 +97,6 @@ def plot_page(
 
     It opens from disk and loads nothing, as the report does.
     """
-    library, style = plotly(), own_file("report.css")
-    policy = (
-        f"default-src 'none'; script-src {script_hash(library)} {script_hash(DRAW)}; style-src 'unsafe-inline'; img-src data: blob:; "
-        "base-uri 'none'; form-action 'none'"
-    )
     facts = (f"total {f.scaled(found.total_energy_j, f.ENERGIES)}", *_notes(found)[1:], _subtitle(found))
     body = (
         f"<figure><figcaption>Power <small>{esc(', '.join(found.total_rails) or 'no rails are known to add up to the whole')}</small>"
@@ -109,41 +104,7 @@ def plot_page(
         + (f'<pre class="command">{esc_lines(_segments(found))}</pre>' if found.segments else "")
         + section("Caveats", evidence.caveat_cards(("", doubt) for doubt in found.caveats), anchor="caveats")
     )
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n<meta name="color-scheme" content="light dark">\n'
-        f"<title>{esc(name)}</title>\n<style>{style}</style>\n</head>\n<body>\n"
-        f'<header><p class="brand">edge<b>joule</b></p><h1>{esc(name)}</h1><p class="meta">{esc(" · ".join(facts))}</p></header>\n'
-        f"<main>\n{body}\n</main>\n<footer><p>Made by edgejoule. This page loads nothing from anywhere.</p></footer>\n"
-        f'<script type="application/json" id="data">{embed(plot_data(found, curve, background_w, threshold_w))}</script>\n'
-        f"<script>{library}</script>\n<script>{DRAW}</script>\n</body>\n</html>\n"
-    )
-
-
-DRAW = """
-(function () {
-  "use strict";
-  const data = JSON.parse(document.getElementById("data").textContent);
-  const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
-  function draw() {
-    const plot = document.querySelector(".plot"), ink = css("--ink"), line = css("--line");
-    const colours = { power: css("--c0"), background: css("--c2"), threshold: css("--c1") };
-    const axis = { gridcolor: line, linecolor: line, zeroline: false };
-    const shapes = data.segments.map(([from, to]) => ({ type: "rect", layer: "below", xref: "x", yref: "paper", x0: from, x1: to,
-      y0: 0, y1: 1, fillcolor: css("--accent"), opacity: 0.15, line: { width: 0 } }));
-    const lines = data.lines.map(({ name, x, y }) => ({ type: "scatter", mode: "lines", name, x, y,
-      line: { color: colours[name], width: name === "power" ? 1 : 1.5, dash: name === "threshold" ? "dot" : "solid" } }));
-    Plotly.react(plot, lines, { shapes, hovermode: "closest", margin: { l: 60, r: 14, t: 10, b: 50 }, legend: { orientation: "h", y: 1.06 },
-      paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: ink },
-      xaxis: { ...axis, title: { text: "Time from the first sample (s)" } }, yaxis: { ...axis, title: { text: "Power (W)" } } },
-      // The buttons are named one by one: the default set offers to upload the plot.
-      { displaylogo: false, responsive: true, modeBarButtons: [["toImage", "zoom2d", "pan2d", "resetScale2d"]] });
-  }
-  draw();
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
-}());
-"""
+    return page(name, " · ".join(facts), body, plot_data(found, curve, background_w, threshold_w), "traces.js")
 
 
 def esc_lines(text: str) -> str:

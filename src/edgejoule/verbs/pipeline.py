@@ -247,7 +247,7 @@ def settle(found: Any, trial: Any, folder: Path) -> dict[str, Any]:
     """What a sustained trial held, and the page that shows it, written into ``folder``."""
     from edgejoule.measure.sustained import sustained as analysed
     from edgejoule.report import sustained as page
-    from edgejoule.report.html import write_page
+    from edgejoule.report.page import write_page
 
     held = analysed(trial.latencies_s, trial.workload.batch, trial.phase("window"), trial.traces, trial.watched)
     facts = (found.device, f"{found.workload.scenario}, batch {found.workload.batch}", f"meter {found.meter}")

@@ -40,7 +40,7 @@ def trace(
     from edgejoule.measure.traced import traced
     from edgejoule.plain import encode
     from edgejoule.report import traces
-    from edgejoule.report.html import write_page
+    from edgejoule.report.page import write_page
     from edgejoule.seams import TraceHints
 
     check_finite(start=start, stop=stop, k=k, interval=interval, voltage=voltage)

@@ -18,11 +18,12 @@ import torch
 
 from edgejoule import registry
 from edgejoule.architecture import Description, described, restored, tensors_of
+from edgejoule.catalog import ARCHITECTURE
 from edgejoule.errors import ModelError
 from edgejoule.plain import decode, encode
 from edgejoule.records import ModelSpec
 
-ARCHITECTURE, WEIGHTS = "architecture.json", "model.safetensors"
+WEIGHTS = "model.safetensors"
 OPTIMIZED_FILES = (ARCHITECTURE, WEIGHTS)
 FORMAT = 1
 IDENTITY = "optimized:"  # marks the identity of such a network's weights
