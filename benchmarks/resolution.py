@@ -11,7 +11,8 @@ Batch 1, live random weights, one thread unless told otherwise. Writes resolutio
 The formula is that of a plain transformer's block of N tokens, width C, all heads together as wide, and a feed-forward network four times
 as wide: 4 N C^2 (projections) + 2 N^2 C (products of tokens with tokens) + 8 N C^2. Windows of w^2 of the N - P patches, beside P prefix
 tokens that see all: the products are 2 C (P N + (N - P) (P + w^2)). Patch embedding and classifier are left out. Outside of this domain
-(LeViT, EdgeViT) only what is counted is given. Knows no energy and no accuracy. Needs the host extra.
+(LeViT, EdgeViT) only what is counted is given. The timed share is of onnxruntime's own profile: kernel time of products of two
+activations and of softmax over that of all operators. Knows no energy and no accuracy. Needs the host extra.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from edgejoule import data, registry, zoo
 from edgejoule.compile.export import TorchExport
+from edgejoule.compile.onnxruntime_sessions import open_session
 from edgejoule.optimize.resize import Resize
 from edgejoule.optimize.window_attention import WindowAttention
 from edgejoule.screen.cost import MACS, count
@@ -49,6 +51,7 @@ SIZES = (224, 336, 448, 560)
 WINDOW = 7
 WINDOWED = f" | window_attention(size={WINDOW})"
 MODELS = ("deit_tiny", f"deit_tiny{WINDOWED}", "levit_128s", "edgevit_xxs")
+PROFILED = 10  # runs, after one to warm up
 TURN_S = 0.1  # a turn is as many calls as fill this, at least two
 
 
@@ -62,6 +65,7 @@ class Row:
     products: float  # share of the counted MACs in products of tokens with tokens
     formula_attention: float | None  # share of projections and products
     formula_products: float | None
+    timed_products: float  # share of the kernels' time in those products and in softmax
     latency_ms: float
     ratio: tuple[float, float, float]  # latency over the first size's, with its interval
     over_global: tuple[float, float, float] | None  # a windowed network's latency over the global one's at the same size
@@ -140,8 +144,27 @@ def loaded(folder: str, threads: int) -> Infer:
     return lambda images: session.infer(images)["logits"]
 
 
+def products_timed(folder: str, threads: int, images: Any) -> float:
+    """The share of kernel time in products of two activations and in softmax, by the runtime's profile of some runs."""
+    (file,) = Path(folder).glob("*.onnx")
+    session = open_session(file, "cpu", threads, profile=str(Path(folder) / "profile"))
+    for _ in range(PROFILED + 1):
+        session.run(None, {session.get_inputs()[0].name: images})
+    events = json.loads(Path(session.end_profiling()).read_text())
+    ran = [event for event in events if event.get("cat") == "Node" and event["name"].endswith("_kernel_time")]
+    ran = ran[len(ran) // (PROFILED + 1) :]
+    mine = [event["dur"] for event in ran if "Softmax" in event["args"]["op_name"] or _of_activations(event["args"])]
+    return float(sum(mine) / sum(event["dur"] for event in ran))
+
+
+def _of_activations(node: Mapping[str, Any]) -> bool:
+    operands = [shape for tensor in node["input_type_shape"] for shape in tensor.values() if len(shape) > 1]
+    return "MatMul" in node["op_name"] and len(operands) == 2 and int(node["parameter_size"]) == 0
+
+
 def measured(models: Sequence[str], sizes: Sequence[int], rounds: int, threads: int) -> list[Row]:
     facts: dict[tuple[str, int], tuple[int, float, Any]] = {}
+    profiled: dict[tuple[str, int], float] = {}
     sessions: dict[tuple[str, int], tuple[Infer, Any]] = {}
     with TemporaryDirectory() as root, ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as workers:
         keys = [(model, px) for px in reversed(sizes) for model in models]  # the slow ones first
@@ -153,12 +176,15 @@ def measured(models: Sequence[str], sizes: Sequence[int], rounds: int, threads: 
             sessions[model, px] = loaded(folders[model, px], threads), images
         workers.shutdown()
         spent = timed(sessions, rounds)
+        profiled = {key: products_timed(folders[key], threads, images) for key, (_, images) in sessions.items()}
     rows = []
     for (model, px), (macs, share, shares) in facts.items():
         seconds, beside = spent[model, px], spent.get((model.removesuffix(WINDOWED), px))
         over_global = bootstrap(beside, seconds) if WINDOWED in model and beside else None
         ratio = bootstrap(spent[model, sizes[0]], seconds)
-        rows.append(Row(model, px, macs, share, shares[0], shares[1], 1e3 * float(np.median(seconds)), ratio, over_global))
+        rows.append(
+            Row(model, px, macs, share, shares[0], shares[1], profiled[model, px], 1e3 * float(np.median(seconds)), ratio, over_global)
+        )
     return rows
 
 
@@ -171,10 +197,10 @@ def markdown(rows: Sequence[Row]) -> str:
 
     first = {row.model: row for row in reversed(rows)}
     head = ["network", "px", "MACs, 1e9", "over first", "attention, formula", "products, formula", "products, counted"]
-    head += ["ms", "over first, 95 %", "over global, 95 %"]
+    head += ["products and softmax, timed", "ms", "over first, 95 %", "over global, 95 %"]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for row in rows:
-        shares = (percent(row.formula_attention), percent(row.formula_products), percent(row.products))
+        shares = (percent(row.formula_attention), percent(row.formula_products), percent(row.products), percent(row.timed_products))
         costs = (f"{row.macs * 1e-9:.2f}", f"{row.macs / first[row.model].macs:.2f}", *shares)
         cells = (row.model.replace(" | ", ", "), str(row.px), *costs, f"{row.latency_ms:.1f}", told(row.ratio), told(row.over_global))
         lines.append(f"| {' | '.join(cells)} |")
