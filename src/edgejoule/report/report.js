@@ -70,7 +70,7 @@
     const ranking = data.rankings[Number(plot.dataset.ranking)], cost = plot.dataset.cost;
     const rows = ranking.rows.filter((row) => row[cost]).map((row) => ({ ...row, isFront: row.front[cost] }));
     const [title, unit] = UNITS[cost], width = plot.clientWidth, height = plot.clientHeight, narrow = width < 480;
-    const font = narrow ? 11 : 12, margin = { l: narrow ? 44 : 54, r: 12, t: 34, b: 50 };
+    const { font, ink, soft, line, axis, layout: base } = page.look(narrow), margin = { l: narrow ? 44 : 54, r: 12, t: 34, b: 50 };
     const [least, most] = extent(rows, cost), log = most / least > 4;
     const at = (value) => (log ? Math.log10(value) : value);
     const pad = Math.max((at(most) - at(least)) * 0.13, log ? 0.05 : most * 0.05);
@@ -80,7 +80,6 @@
     const size = [width - margin.l - margin.r, height - margin.t - margin.b];
     const px = (row) => (at(row[cost][0]) - xs[0]) / (xs[1] - xs[0]) * size[0];
     const py = (row, bound) => (ys[1] - (bound ? row.bounds[bound] : row.top1)) / (ys[1] - ys[0]) * size[1];
-    const ink = css("--ink"), soft = css("--soft"), line = css("--line");
     const backends = Array.from(new Set(rows.map((row) => row.backend)));
     const front = rows.filter((row) => row.isFront).sort((a, b) => a[cost][0] - b[cost][0]);
     const traces = [{
@@ -124,17 +123,13 @@
       xanchor: "center", yanchor: "middle", font: { size: font, color: row.best ? ink : soft },
     }));
     const shown = log ? ticks(10 ** xs[0], 10 ** xs[1]) : null;
-    const axis = { gridcolor: line, linecolor: line, zeroline: false, ticks: "", automargin: false, tickfont: { size: font } };
     const layout = {
-      paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", margin, hovermode: "closest", dragmode: narrow ? false : "zoom",
-      font: { family: getComputedStyle(document.body).fontFamily, size: font, color: soft }, annotations: notes,
+      ...base, margin, annotations: notes,
       xaxis: { ...axis, type: log ? "log" : "linear", range: xs,
         title: { text: title + " (" + unit + (log ? ", log scale)" : ")"), font: { size: font }, standoff: 10 },
         ...(shown ? { tickvals: shown, ticktext: shown.map(String) } : {}) },
       yaxis: { ...axis, range: ys, title: { text: ranking.accuracy, font: { size: font } } },
       legend: { orientation: "h", x: 0, xanchor: "left", y: 1.01, yanchor: "bottom", bgcolor: "rgba(0,0,0,0)" },
-      hoverlabel: { align: "left", bgcolor: css("--card"), bordercolor: line, font: { family: getComputedStyle(document.body).fontFamily, color: ink, size: 12 } },
-      modebar: { bgcolor: "rgba(0,0,0,0)", color: soft, activecolor: ink },
     };
     plot.setAttribute("role", "img");
     plot.setAttribute("aria-label", "Accuracy against " + cost + " of " + rows.length + " rows; the ranking table holds the same figures");

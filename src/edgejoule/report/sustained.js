@@ -4,17 +4,13 @@
   const { css, data } = page;
   const digits = (value) => (value >= 100 ? value.toFixed(0) : value >= 10 ? value.toFixed(1) : value.toPrecision(3));
   function draw(plot) {
-    const narrow = plot.clientWidth < 480, font = narrow ? 11 : 12, count = data.panels.length, gap = 46 / plot.clientHeight;
-    const ink = css("--ink"), soft = css("--soft"), line = css("--line"), accent = css("--accent"), family = getComputedStyle(document.body).fontFamily;
+    const narrow = plot.clientWidth < 480, count = data.panels.length, gap = 46 / plot.clientHeight;
+    const { font, ink, axis, layout: base } = page.look(narrow), accent = css("--accent");
     const height = (1 - gap * (count - 1)) / count;
-    const axis = { gridcolor: line, linecolor: line, zeroline: false, ticks: "", automargin: false, tickfont: { size: font } };
     const layout = {
-      paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", margin: { l: narrow ? 40 : 52, r: 14, t: 30, b: 46 }, showlegend: false,
-      hovermode: "x unified", dragmode: narrow ? false : "zoom", font: { family, size: font, color: soft }, annotations: [], shapes: [],
+      ...base, margin: { l: narrow ? 40 : 52, r: 14, t: 30, b: 46 }, showlegend: false, hovermode: "x unified", annotations: [], shapes: [],
       xaxis: { ...axis, range: [0, data.end], anchor: "y" + (count > 1 ? count : ""), hoverformat: ".1f",
         title: { text: "Time (" + data.unit + ")", font: { size: font }, standoff: 8 } },
-      hoverlabel: { align: "left", bgcolor: css("--card"), bordercolor: line, font: { family, color: ink, size: 12 } },
-      modebar: { bgcolor: "rgba(0,0,0,0)", color: soft, activecolor: ink },
     };
     const traces = data.panels.map((panel, i) => {
       const name = i ? String(i + 1) : "", top = 1 - i * (height + gap), color = css("--c" + panel.color);
