@@ -44,6 +44,7 @@ RECIPES = (
     "prune_heads(ratio=0.5) | prune_ffn(ratio=0.5)",
     "prune_weights(ratio=0.5)",
     "prune_tokens(keep=0.7)",
+    "prune_tokens(keep=0.7, criterion='predictor', epochs=8)",
     "merge_tokens(r=3)",
     "window_attention(size=2)",
     "qat(epochs=0)",

@@ -464,6 +464,31 @@ def test_masked_softmax_is_softmax_over_the_living_and_oneself() -> None:
         assert torch.allclose(found[0, :, token], expected, atol=1e-6)
 
 
+def test_the_dead_are_told_what_their_coming_alive_would_change() -> None:
+    """Also where they are all that anyone would look at: the formula's own derivative would be 1e20 there."""
+    draw = torch.Generator().manual_seed(0)
+    logits, values, wanted = (
+        torch.randn(*shape, generator=draw, dtype=torch.float64) for shape in ((1, 2, 4, 4), (1, 2, 4, 3), (1, 2, 4, 3))
+    )
+    logits[..., 1] += 50
+    alive = torch.tensor([[1.0, 0.0, 1.0, 0.0]], dtype=torch.float64, requires_grad=True)
+
+    def gain(alive: torch.Tensor) -> torch.Tensor:
+        return (wanted * (masked_softmax(logits, alive) @ values)).sum()
+
+    gain(alive).backward()
+    assert alive.grad is not None
+    for dead in (1, 3):
+        revived = alive.detach().clone()
+        revived[0, dead] = 1.0
+        assert alive.grad[0, dead].item() == pytest.approx((gain(revived) - gain(alive)).item(), rel=1e-9)
+    shares = masked_softmax(logits, alive).detach()
+    for token in (0, 2):  # the formula's own: share (value - output), from every token but itself
+        moved = shares[..., token, None] * (values[:, :, None, token] - shares @ values)
+        moved[:, :, token] = 0.0
+        assert alive.grad[0, token].item() == pytest.approx((wanted * moved).sum().item(), rel=1e-9)
+
+
 def test_epochs_also_train_what_attention_left(networks: dict[str, Net]) -> None:
     network, spec = networks["deit"]
     asked: list[dict[str, Any]] = []

@@ -90,12 +90,20 @@ class OpenAttention(nn.Module):
 def masked_softmax(logits: Tensor, alive: Tensor) -> Tensor:
     """exp(P_ij) G_ij / sum_k exp(P_ik) G_ik, with G_ij = 1 where i = j, else D_j (DynamicViT, equations 10 and 11).
 
-    ``logits`` P (B, h, N, N), ``alive`` D (B, N). Gradients reach D also where it is 0, as they must for its predictor to learn.
+    ``logits`` P (B, h, N, N), ``alive`` D (B, N), 0 or 1. Gradients reach D also where it is 0, as they must for its predictor to learn.
+    There they are not the formula's: its derivative, exp(P_ij) over the sum of the living, has no bound where a dead token is what all
+    would look at (1e7 was seen, which clipping turns into noise). A dead token that came alive would get the share
+    exp(P_ij) / (sum + exp(P_ij)) and take it from the others: that difference stands for the derivative.
     """
-    own = torch.eye(logits.shape[-1], dtype=logits.dtype, device=logits.device)  # (N, N)
-    open_to = own + (1 - own) * alive[:, None, None, :]  # (B, 1, N, N)
-    powers = (logits - logits.detach().amax(dim=-1, keepdim=True)).exp() * open_to
-    return powers / powers.sum(dim=-1, keepdim=True).clamp_min(torch.finfo(logits.dtype).tiny)
+    own = torch.eye(logits.shape[-1], dtype=torch.bool, device=logits.device)  # (N, N)
+    lives = (alive > 0.5)[:, None, None, :]  # (B, 1, 1, N)
+    seen = logits.masked_fill(~(lives | own), float("-inf"))
+    shares = seen.softmax(dim=-1)
+    with torch.no_grad():
+        revived = (logits - seen.logsumexp(dim=-1, keepdim=True)).sigmoid()  # (B, h, N, N)
+        slope = torch.where(lives, shares, revived).masked_fill(own, 0.0)
+    moved = slope * (alive - alive.detach())[:, None, None, :]  # 0, but for its gradient
+    return shares + moved - shares.detach() * moved.sum(dim=-1, keepdim=True)
 
 
 def opened(attention: nn.Module, model: str) -> OpenAttention:
