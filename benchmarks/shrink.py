@@ -236,18 +236,23 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 def cells(row: dict[str, Any]) -> Iterator[str]:
     """The cells of a row."""
     yield row["network"]
-    yield f"`{row['recipe']}`" if row["recipe"] else "as trained"
+    yield quoted(row["recipe"]) if row["recipe"] else "as trained"
     if "failed" in row:
         yield from (row["failed"], *[""] * (5 + len(BACKENDS)))
         return
     for key in ("before", "after", "recovered"):
         one = row[key]
-        yield f"{one['mean']:.2f}" + (f" [{one['low']:.1f}, {one['high']:.1f}]" if one["low"] is not None else "")
+        yield f"{one['mean']:.2f}" + (f" [{max(one['low'], 0):.1f}, {min(one['high'], 100):.1f}]" if one["low"] is not None else "")
     yield f"{row['macs'] / 1e6:.2f}"
     yield f"{row['bytes'] / 1e3:.0f}"
     for backend in BACKENDS:
         yield latency(row.get(backend))
     yield "no meter" if row["energy_j"] is None else f"{1e3 * row['energy_j']:.2f} mJ"
+
+
+def quoted(recipe: str) -> str:
+    """A recipe in a cell of a Markdown table, where a bare bar would begin the next one."""
+    return f"`{recipe}`".replace("|", "\\|")
 
 
 def latency(one: dict[str, Any] | None) -> str:
@@ -265,7 +270,7 @@ def half_table(rows: Sequence[dict[str, Any]]) -> str:
         before, after = row["macs"]
         speeds = " | ".join(latency(row[backend]) for backend in BACKENDS)
         change = f"{100 * (after / before - 1):+.1f} %"
-        lines.append(f"| {row['network']} | `{row['recipe']}` | {before / 1e6:.0f} to {after / 1e6:.0f} | {change} | {speeds} |")
+        lines.append(f"| {row['network']} | {quoted(row['recipe'])} | {before / 1e6:.0f} to {after / 1e6:.0f} | {change} | {speeds} |")
     return "\n".join(lines)
 
 
@@ -291,7 +296,8 @@ def page(found: dict[str, Any]) -> str:
     said = found["about"]
     where = f"{said['date']}, commit {said['commit']}, {said['device']}, {said['threads']} threads"
     how = f"{said['data']}, trained by `{said['train']}`, recovery `{said['recovery']}`"
-    tables = f"{table(found['rows'])}\n\n## Half of the MACs\n\n{half_table(found['half'])}"
+    said_of = "Recipes that a network refuses are listed with the reason. Intervals of top-1 are over so few seeds wide: means say little."
+    tables = f"{said_of}\n\n{table(found['rows'])}\n\n## Half of the MACs\n\n{half_table(found['half'])}"
     return f"# Shrinking\n\n`python benchmarks/shrink.py`: {where}; {how}.\n\n{tables}\n"
 
 
